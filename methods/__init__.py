@@ -1,0 +1,1 @@
+"""One file per method. A file dropped here is found by name; see `tokenmerge_bench.reducer` for the contract."""

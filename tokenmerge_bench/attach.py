@@ -1,0 +1,318 @@
+"""Putting reducers into a timm ViT without touching it.
+
+`attach` builds a second module tree around the *same* weights: blocks that reduce, or that follow a reduction
+with proportional attention, are wrapped; everything else is the stock object. The given model is never changed, so any
+number of attachments can share it, and detaching is dropping the wrapper.
+
+Only one thing of timm is restated: the two residual lines of `timm.models.vision_transformer.Block`, and only in a
+block that reduces at `mid`, because a reduction between them cannot be wrapped from outside. Everything else (attention,
+q/k-norm, LayerScale, drop path, prefix tokens, heads) is timm's own code. Proportional attention uses the `attn_mask`
+that timm's attention takes; keys, attention weights and attention
+outputs are read by recorders that stand in for its `k_norm`, `attn_drop` and `proj_drop`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Float, Int
+from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from tokenmerge_bench.assignment import Assignment, HardAssignment
+from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.reducer import Need, TokenReducer
+from tokenmerge_bench.schedule import Schedule
+from tokenmerge_bench.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What the rest of the library needs to know about a supported model."""
+
+    grid: tuple[int, int]
+    prefix: int
+    depth: int
+    width: int
+    head_width: int
+
+    @property
+    def patches(self) -> int:
+        """N0, the number of patch tokens at the input."""
+        return self.grid[0] * self.grid[1]
+
+
+def geometry(model: nn.Module) -> Geometry:
+    """Checks that a model can be attached to, and describes it.
+
+    Raises:
+        InputError: naming the class that is not supported, and what is.
+    """
+    if type(model) not in (VisionTransformer, VisionTransformerDistilled):
+        raise InputError(
+            f"model class {type(model).__name__} is not supported; supported are timm's VisionTransformer and "
+            "VisionTransformerDistilled (DeiT, DeiT-III, ViT, DINOv2)."
+        )
+    vit = cast(VisionTransformer, model)
+    for index, block in enumerate(vit.blocks):
+        if type(block) is not Block:
+            raise InputError(
+                f"block {index} is a {type(block).__name__}, which is not supported; supported is timm's pre-norm "
+                "Block (vision_transformer.Block)."
+            )
+        if type(block.attn) is not Attention:
+            raise InputError(
+                f"the attention of block {index} is a {type(block.attn).__name__}, which is not supported; supported is "
+                "timm.layers.Attention."
+            )
+    if not isinstance(vit.patch_drop, nn.Identity):
+        raise InputError("the model drops patches at random (patch_drop_rate > 0); create it with patch_drop_rate=0.")
+    rows, columns = vit.patch_embed.grid_size
+    return Geometry((rows, columns), vit.num_prefix_tokens, len(vit.blocks), vit.embed_dim, vit.blocks[0].attn.head_dim)
+
+
+@dataclass
+class _Pass:
+    """What one forward pass carries from reduction to reduction. Replaced at every forward."""
+
+    image_ids: Tensor
+    sizes: Tensor | None = None  # (B, P + N) float32; None while no token stands for more than one patch
+    proportional: bool = False
+    source: Assignment | None = None  # None stands for the identity
+    assignments: list[Assignment] = field(default_factory=list)
+
+
+class ReducedViT(nn.Module):
+    """A timm ViT whose tokens are reduced on the way. Made by `attach`.
+
+    Args:
+        model: the stock model; shared, never changed.
+        schedule: how many tokens are left where.
+        reducers: one per step of the schedule.
+        seed: seed of methods that draw random numbers.
+    """
+
+    def __init__(self, model: nn.Module, schedule: Schedule, reducers: Sequence[TokenReducer], seed: int = 0) -> None:
+        super().__init__()
+        self.geometry = geometry(model)
+        if len(reducers) != len(schedule.steps):
+            raise ValueError(f"{len(schedule.steps)} steps need as many reducers, not {len(reducers)}")
+        self.schedule = schedule
+        self.seed = seed
+        self.reducers = nn.ModuleList(reducers)
+        self._stock = (model,)  # in a tuple, so that nn.Module does not list the weights twice
+        self._pass: _Pass | None = None
+        self.replay: Sequence[Assignment] | None = None
+        """Assignments to use instead of asking the reducers; the MAC counter traces a network this way."""
+        self.model = _with_children(model, blocks=nn.Sequential(*self._wrap_blocks(cast(VisionTransformer, model))))
+
+    def forward(self, images: Float[Tensor, "B I height width"], image_ids: Int[Tensor, " B"] | None = None) -> Any:
+        """Logits of the model.
+
+        Args:
+            images: as the model takes them.
+            image_ids: identifiers that seed random methods. Without them every image draws the same numbers.
+        """
+        if image_ids is None:
+            image_ids = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
+        self._pass = _Pass(image_ids)
+        return self.model(images)
+
+    def detach(self) -> nn.Module:
+        """The stock model, as it was given."""
+        return self._stock[0]
+
+    @property
+    def assignments(self) -> list[Assignment]:
+        """The assignments of the last forward pass, one per step of the schedule."""
+        return [] if self._pass is None else self._pass.assignments
+
+    @property
+    def source(self) -> Assignment | None:
+        """Map from the grid cells to the final tokens of the last forward pass; None if nothing was reduced."""
+        return None if self._pass is None else self._pass.source
+
+    def reducer_macs(self) -> int:
+        """Multiply-accumulates of the reducers for one image, by their own formulae."""
+        width = self.geometry.width
+        pairs = zip(self.schedule.steps, self.reducers, strict=True)
+        return sum(cast(TokenReducer, reducer).macs(step.n_in, step.n_out, width) for step, reducer in pairs)
+
+    def _wrap_blocks(self, model: VisionTransformer) -> list[nn.Module]:
+        """The blocks of the model, wrapped from the first one that has anything to do."""
+        steps = {(step.block, step.site): i for i, step in enumerate(self.schedule.steps)}
+        first = min((step.block for step in self.schedule.steps), default=len(model.blocks))
+        wrapped: list[nn.Module] = []
+        tap: _AttentionTap | None = None
+        for index, block in enumerate(model.blocks):
+            pre, mid = steps.get((index, "pre")), steps.get((index, "mid"))
+            following = steps.get((index + 1, "pre"))
+            wanted = self._needs(mid) | self._needs(following)
+            if following is not None and self._needs(following) and mid is not None:
+                raise InputError(
+                    f"the reduction before block {index + 1} needs the attention of block {index}, whose tokens were "
+                    "reduced in between; leave a block between the two reductions."
+                )
+            before, tap = tap, _AttentionTap(block.attn, wanted) if wanted else None
+            if index < first and tap is None:
+                wrapped.append(block)
+                continue
+            inner = block if tap is None else _with_children(block, attn=tap.attention)
+            wrapped.append(_ReducedBlock(self, inner, pre, mid, before, tap))
+        return wrapped
+
+    def _needs(self, step: int | None) -> frozenset[Need]:
+        return frozenset() if step is None else cast(TokenReducer, self.reducers[step]).needs
+
+    def _reduce(self, x: Float[Tensor, "B T C"], step_index: int, tap: _AttentionTap | None) -> Float[Tensor, "B S C"]:
+        """Reduces the patch tokens of a sequence and books sizes and source. S = P + M."""
+        state, prefix = self._pass, self.geometry.prefix
+        assert state is not None
+        step = self.schedule.steps[step_index]
+        reducer = cast(TokenReducer, self.reducers[step_index])
+        batch, length, _ = x.shape
+        if length != prefix + step.n_in:
+            raise InputError(
+                f"block {step.block} got {length} tokens where {prefix + step.n_in} were planned: give images of the "
+                f"size the model was made for ({self.geometry.grid[0]}x{self.geometry.grid[1]} patches)."
+            )
+        head, patches = x[:, :prefix], x[:, prefix:]
+        sizes = state.sizes if state.sizes is not None else torch.ones((batch, length), device=x.device)
+        source = state.source or HardAssignment.identity(batch, self.geometry.patches, x.device)
+        tokens = Tokens(
+            features=patches,
+            sizes=sizes[:, prefix:],
+            source=source,
+            grid=self.geometry.grid,
+            prefix=prefix,
+            image_ids=state.image_ids,
+            block=step.block,
+            seed=self.seed,
+            **(tap.collect(prefix) if tap is not None else {}),
+        )
+        with torch.autocast(x.device.type, enabled=False):
+            if self.replay is not None:
+                assignment = self.replay[step_index]
+            else:
+                assignment = reducer.assign(tokens, step.n_out)
+            merged = assignment.merge(reducer.values(patches))
+        state.sizes = torch.cat([sizes[:, :prefix], assignment.merge_sizes(sizes[:, prefix:])], dim=1)
+        state.proportional = state.proportional or reducer.proportional_attention
+        state.source = source.compose(assignment)
+        state.assignments.append(assignment)
+        return torch.cat([head, merged], dim=1)
+
+    def _size_bias(self, x: Tensor) -> Tensor | None:
+        """ln(size) of every key token, (B, 1, 1, T), to be added to the attention logits."""
+        state = self._pass
+        assert state is not None
+        if state.sizes is None or not state.proportional:
+            return None
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return state.sizes.to(precise).log().to(x.dtype)[:, None, None, :]
+
+
+class _ReducedBlock(nn.Module):
+    """A stock block with a reduction before it, inside it, or only proportional attention."""
+
+    def __init__(
+        self,
+        owner: ReducedViT,
+        block: nn.Module,
+        pre: int | None,
+        mid: int | None,
+        tap_before: _AttentionTap | None,
+        tap: _AttentionTap | None,
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.pre, self.mid = pre, mid
+        self._links = (owner, tap_before, tap)  # in a tuple, so that nn.Module does not recurse into the owner
+
+    def forward(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S C"]:
+        owner, tap_before, tap = self._links
+        if self.pre is not None:
+            x = owner._reduce(x, self.pre, tap_before)
+        bias = owner._size_bias(x)
+        block = cast(Block, self.block)
+        if self.mid is None:
+            return cast(Tensor, block(x) if bias is None else block(x, attn_mask=bias))
+        # timm's Block.forward, with the reduction between its two lines.
+        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=bias)))
+        x = owner._reduce(x, self.mid, tap)
+        return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+
+class _Recorder(nn.Module):
+    """Stands in for a submodule and remembers what went into it or came out of it."""
+
+    def __init__(self, inner: nn.Module, remember: Literal["input", "output"]) -> None:
+        super().__init__()
+        self.inner = inner
+        self.remember = remember
+        self.value: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.inner(x)
+        self.value = x if self.remember == "input" else out
+        return out
+
+    def take(self) -> Tensor:
+        """The remembered tensor, which is then forgotten so that it does not outlive its use."""
+        value, self.value = self.value, None
+        assert value is not None
+        return value
+
+
+class _AttentionTap:
+    """A view of one block's attention that hands over what reducers need of it."""
+
+    def __init__(self, attention: nn.Module, wanted: frozenset[Need]) -> None:
+        self.wanted = wanted
+        replaced: dict[str, nn.Module] = {}
+        if "keys" in wanted:
+            replaced["k_norm"] = _Recorder(cast(nn.Module, attention.k_norm), "output")
+        if "attn_out" in wanted:
+            replaced["proj_drop"] = _Recorder(cast(nn.Module, attention.proj_drop), "output")
+        if "attention" in wanted:
+            replaced["attn_drop"] = _Recorder(cast(nn.Module, attention.attn_drop), "input")
+        self.attention = _with_children(attention, **replaced)
+        if "attention" in wanted:
+            cast(Any, self.attention).fused_attn = False  # fused kernels never hold the weights
+
+    def collect(self, prefix: int) -> dict[str, Tensor]:
+        """What was recorded, as keyword arguments of `Tokens`."""
+        found: dict[str, Tensor] = {}
+        if "keys" in self.wanted:
+            found["keys"] = cast(_Recorder, self.attention.k_norm).take()[:, :, prefix:]
+        if "attention" in self.wanted:
+            found["attention"] = cast(_Recorder, self.attention.attn_drop).take()
+        if "attn_out" in self.wanted:
+            found["attn_out"] = cast(_Recorder, self.attention.proj_drop).take()[:, prefix:]
+        return found
+
+
+def _with_children(module: nn.Module, **children: nn.Module) -> Any:
+    """A shallow copy of a module that shares all parameters and children but the given ones."""
+    clone = copy.copy(module)
+    clone._modules = {**module._modules, **children}
+    return clone
+
+
+def build_reducers(
+    reducer_type: type[TokenReducer], options: Any, schedule: Schedule, shape: Geometry
+) -> list[TokenReducer]:
+    """One reducer per step, with its parameters created."""
+    reducers = []
+    for step in schedule.steps:
+        reducer = reducer_type(options)
+        reducer.prefix, reducer.head_width = shape.prefix, shape.head_width
+        reducer.build(step.n_in, step.n_out, shape.width)
+        reducers.append(reducer)
+    return reducers

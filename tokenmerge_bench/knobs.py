@@ -1,0 +1,221 @@
+"""The parameters by which methods set their budget: `k` merges per layer, `r` tokens per block, a keep rate.
+
+A knob turns a value into the number of patch tokens left after each reduction site, reads and writes the value as
+text (`k=40`, `k=41/41/40`, `keep_rate=0.7`), and lists the values that the budget solver may choose from.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from math import floor
+from typing import Protocol, runtime_checkable
+
+from tokenmerge_bench.errors import InputError
+
+Value = float | tuple[int, ...]
+"""A keep rate, or one integer per site (a single integer stands for the same one at every site)."""
+
+
+@runtime_checkable
+class Fewest(Protocol):
+    """The smallest number of tokens a method can leave of `n_in`."""
+
+    def __call__(self, n_in: int) -> int: ...
+
+
+class Knob(ABC):
+    """A budget parameter. `n0` is the number of patch tokens at the input, `sites` the number of reduction sites."""
+
+    name: str
+    flag: str
+
+    @abstractmethod
+    def parse(self, text: str) -> Value:
+        """Reads what the user typed; InputError if it is no such value."""
+
+    @abstractmethod
+    def text(self, value: Value) -> str:
+        """The value as it is printed and recorded."""
+
+    @abstractmethod
+    def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
+        """Patch tokens left after each site. InputError where the value asks for more than the method can do."""
+
+    @abstractmethod
+    def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
+        """Values from no reduction to the strongest, in steps fine enough to hit any budget between them."""
+
+
+class MergesPerLayer(Knob):
+    """`k`: tokens merged away at each site (DHTM, LoTM, random)."""
+
+    name = "k"
+    flag = "--k"
+
+    def parse(self, text: str) -> tuple[int, ...]:
+        return _integers(text, self.flag)
+
+    def text(self, value: Value) -> str:
+        return f"{self.name}={_compact(value)}"
+
+    def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
+        counts, n = [], n0
+        for site, k in enumerate(_per_site(value, sites, self.name)):
+            least = fewest(n)
+            if n - k < least:
+                raise InputError(
+                    f"{self.name}={k} is too many at reduction {site + 1} of {sites}: {n} patch tokens are there and "
+                    f"at least {least} must stay, so {self.name} can be at most {n - least} at that layer."
+                )
+            n -= k
+            counts.append(n)
+        return tuple(counts)
+
+    def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
+        """The same k at every site as long as it takes at most half of the tokens of a layer, then the same fraction.
+
+        Up to k = N/2 a layer that has fewer than 2k tokens left gives half of them; beyond, every layer gives the
+        same growing fraction of its tokens. The two families meet at one half.
+        """
+        half = n0 // 2
+        for total in range(half * sites + 1):
+            k, extra = divmod(total, sites)
+            yield _limited(n0, [k + (site < extra) for site in range(sites)], 0.5, fewest)
+        for step in range(1, n0 + 1):
+            fraction = 0.5 + 0.5 * step / n0
+            yield _limited(n0, [n0] * sites, fraction, fewest)
+
+
+class RemovedPerBlock(MergesPerLayer):
+    """`r`: tokens removed in each block (ToMe). A block never removes more than half of its tokens.
+
+    That limit, min(r, floor(N/2)), is step 1 of the published algorithm, hence not an error here. `inflection` e in
+    [-1, 1] tilts a constant r: -1 removes 2r in the first block and nothing in the last (`parse_r` of ToMe).
+    """
+
+    name = "r"
+    flag = "--r"
+
+    def __init__(self, inflection: float = 0.0) -> None:
+        self.inflection = inflection
+
+    def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
+        counts, n = [], n0
+        for r in self.schedule(value, sites):
+            n -= min(r, n // 2)
+            counts.append(n)
+        return tuple(counts)
+
+    def schedule(self, value: Value, sites: int) -> tuple[int, ...]:
+        """The r of each site: a single r tilted by the inflection, a list padded with zeros."""
+        assert isinstance(value, tuple)
+        if len(value) > sites:
+            raise InputError(f"r lists {len(value)} values for {sites} blocks; give at most {sites}.")
+        if len(value) == 1:
+            return tilted(float(value[0]), self.inflection, sites)
+        return value + (0,) * (sites - len(value))
+
+    def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
+        if self.inflection == 0:
+            for value in super().candidates(n0, sites, fewest):
+                assert isinstance(value, tuple)
+                if max(value) <= n0 // 2:
+                    yield value
+            return
+        for step in range(n0 // 2 * sites + 1):
+            yield _limited(n0, list(tilted(step / sites, self.inflection, sites)), 0.5, fewest)
+
+
+class KeepRate(Knob):
+    """`keep_rate`: stage j leaves floor(N0 * keep_rate^j) patch tokens (TokenReduction's protocol)."""
+
+    name = "keep_rate"
+    flag = "--keep-rate"
+
+    def parse(self, text: str) -> float:
+        try:
+            rate = float(text)
+        except ValueError:
+            rate = -1.0
+        if not 0 < rate <= 1:
+            raise InputError(f"{self.flag} '{text}' is no keep rate; give a number above 0 and at most 1, such as 0.7.")
+        return rate
+
+    def text(self, value: Value) -> str:
+        return f"{self.name}={value:.6g}"
+
+    def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
+        assert isinstance(value, float)
+        counts = tuple(floor(n0 * value**stage + 1e-9) for stage in range(1, sites + 1))
+        n = n0
+        for stage, left in enumerate(counts, start=1):
+            if left < fewest(n):
+                raise InputError(
+                    f"keep_rate={value:g} leaves {left} of {n} patch tokens at stage {stage}, where this method keeps "
+                    f"at least {fewest(n)}; give a larger keep rate."
+                )
+            n = left
+        return counts
+
+    def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
+        for step in range(8 * n0, 0, -1):
+            rate = round(step / (8 * n0), 6)  # as it will be printed, so that it can be asked for again
+            try:
+                self.counts(rate, n0, sites, fewest)
+            except InputError:  # smaller rates leave even fewer
+                return
+            yield rate
+
+
+class StagedRemoval(KeepRate):
+    """TokenReduction's ToMe: a keep rate per stage, each stage capped at removing half of its tokens."""
+
+    def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
+        assert isinstance(value, float)
+        counts, n, target = [], n0, n0
+        for stage in range(1, sites + 1):
+            previous, target = target, floor(n0 * value**stage + 1e-9)
+            n -= min(previous - target, n // 2)
+            counts.append(n)
+        return tuple(counts)
+
+
+def tilted(r: float, inflection: float, blocks: int) -> tuple[int, ...]:
+    """ToMe's schedule (r, inflection): a straight line from r(1-e) to r(1+e), truncated at every block."""
+    if blocks == 1:
+        return (int(r),)
+    low = int(r * (1 - inflection))
+    step = (2 * r - low - low) / (blocks - 1)
+    return tuple(int(low + step * block) for block in range(blocks))
+
+
+def _limited(n0: int, removals: list[int], fraction: float, fewest: Fewest) -> tuple[int, ...]:
+    """The removals, each limited to a fraction of the tokens there and to what the method can do."""
+    kept, n = [], n0
+    for removal in removals:
+        removal = min(removal, int(n * fraction), n - fewest(n))
+        n -= removal
+        kept.append(removal)
+    return tuple(kept)
+
+
+def _per_site(value: Value, sites: int, name: str) -> tuple[int, ...]:
+    assert isinstance(value, tuple)
+    if len(value) == 1:
+        return value * sites
+    if len(value) != sites:
+        raise InputError(f"{name} lists {len(value)} values for {sites} reduction layers; give one, or {sites}.")
+    return value
+
+
+def _integers(text: str, flag: str) -> tuple[int, ...]:
+    parts = text.split("/")
+    if not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"{flag} '{text}' is no count; give a whole number such as 40, or one per layer as 41/41/40.")
+    return tuple(int(part) for part in parts)
+
+
+def _compact(value: Value) -> str:
+    assert isinstance(value, tuple)
+    return str(value[0]) if len(set(value)) == 1 else "/".join(str(part) for part in value)

@@ -1,0 +1,306 @@
+"""The demo model's registration with timm, and one strict way to load any timm model's weights.
+
+Importing this module registers `deit_micro_patch2_28` with timm. Weights come from the package (demo model),
+from a local file, or from the Hugging Face hub through timm; nothing here unpickles arbitrary objects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data.config import resolve_model_data_config
+from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from tokenmerge_bench.errors import InputError, nearest
+
+__all__ = [
+    "DEMO_MODEL",
+    "ListedModel",
+    "LoadedModel",
+    "build_model",
+    "data_config",
+    "fingerprint",
+    "list_models",
+    "load_model",
+    "read_weights",
+]
+
+DEMO_MODEL = "deit_micro_patch2_28"
+_EMBEDDED = Path(__file__).parent / "demo" / f"{DEMO_MODEL}.safetensors"
+_LISTED = ("deit_*", "deit3_*", "vit_tiny_patch16_224*", "vit_small_patch16_224*", "vit_base_patch16_224*")
+
+# timm looks up the configuration of a registered model under this very name in the module that registers it.
+default_cfgs = generate_default_cfgs(
+    {
+        f"{DEMO_MODEL}.fashion_mnist": {
+            "input_size": (1, 28, 28),
+            "mean": (0.2860,),
+            "std": (0.3530,),
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "num_classes": 10,
+            "fixed_input_size": True,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        }
+    }
+)
+
+
+@register_model
+def deit_micro_patch2_28(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT shrunk to Fashion-MNIST.
+
+    14x14 patches + CLS = 197 tokens through 12 blocks, as DeiT has at 224 px. Takes (B, 1, 28, 28), gives (B,
+    10). Any VisionTransformer argument overrides the shape, e.g. `embed_dim=96`. `pretrained` is timm's; the
+    weights shipped with this package are loaded by `load_model`.
+    """
+    shape = {"img_size": 28, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 12, "num_heads": 4}
+    model: VisionTransformer = build_model_with_cfg(
+        VisionTransformer, DEMO_MODEL, pretrained, **{**shape, "mlp_ratio": 4, "num_classes": 10, **kwargs}
+    )
+    return model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be measured, with what identifies it.
+
+    `weights` is the results table's label: a file name, `embedded`, or `hub:<id>`. `fingerprint` is
+    `fingerprint(model)` of the float32 weights, so it is the same on every device and at every precision.
+    `data_config` is timm's (`input_size` (C, H, W), `mean`, `std`, `crop_pct`, `crop_mode`, `interpolation`).
+    """
+
+    model: nn.Module
+    name: str
+    weights: str
+    fingerprint: str
+    data_config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """One line of `tmbench list models`: a timm name and its source, `embedded` or `hub:<id>`."""
+
+    name: str
+    source: str
+
+
+def list_models() -> list[ListedModel]:
+    """The demo model, then the DeiT, DeiT-III and ViT/16-224 models that timm has weights for."""
+    names = sorted({name for pattern in _LISTED for name in timm.list_models(pattern, pretrained=True)})
+    return [
+        ListedModel(DEMO_MODEL, "embedded"),
+        *(ListedModel(name, f"hub:{_hub_id(name)}") for name in names),
+    ]
+
+
+def build_model(name: str, **kwargs: Any) -> nn.Module:
+    """A timm model with untrained weights; `kwargs` go to `timm.create_model`.
+
+    Raises InputError for a name or tag timm does not know (naming the nearest) and for arguments the model
+    refuses.
+    """
+    _check_name(name)
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise InputError(
+            f"model '{name}' cannot be built with {kwargs}: {error}; correct these arguments"
+        ) from error
+    return model
+
+
+def load_model(
+    name: str,
+    weights: Path | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    num_classes: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Load a timm model with its weights, strictly, in eval mode on `device` at `dtype`.
+
+    Without `weights` the demo model takes the file shipped in the package and every other model is downloaded
+    through timm. `weights` is a `.safetensors` file, or a `.pth`/`.pt`/`.bin` state dict (plain, or under
+    `model` or `state_dict`). A file whose head has another number of classes than the model's default decides
+    that number, unless `num_classes` is given. `model_kwargs` go to `timm.create_model` (a demo model trained
+    wider, say).
+
+    Raises InputError for an unknown name, a missing or unsafe file, weights of another architecture, no
+    network.
+    """
+    _check_name(name)
+    kwargs = dict(model_kwargs or {})
+    if weights is None and name.split(".")[0] != DEMO_MODEL:
+        model, label = _from_hub(name, num_classes, kwargs), f"hub:{_hub_id(name)}"
+    else:
+        if weights is None and not _EMBEDDED.is_file():
+            raise InputError(
+                f"this installation lacks the weights of '{DEMO_MODEL}' (demo/{_EMBEDDED.name}): reinstall "
+                "tokenmerge-bench, or pass a file by --weights FILE.safetensors"
+            )
+        path, label = (_EMBEDDED, "embedded") if weights is None else (weights, weights.name)
+        model = _from_file(name, path, num_classes, kwargs)
+    model.eval()
+    config = data_config(model)
+    mark = fingerprint(model)
+    return LoadedModel(model.to(device=device, dtype=dtype), name, label, mark, config)
+
+
+def data_config(model: nn.Module) -> dict[str, Any]:
+    """timm's data config of a model: `input_size` (C, H, W), `mean`, `std`, `crop_pct` and the rest."""
+    return dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Identity of the weights.
+
+    The first 16 hex digits of sha256 over the state dict's sorted names, with each tensor's shape, dtype and
+    bytes.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        # Viewed as bytes because numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise InputError(
+            f"timm has no model '{name}'{nearest(name, timm.list_models())}; see `tmbench list models`"
+        )
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:
+        known = timm.list_pretrained(f"{name.split('.')[0]}*")
+        raise InputError(
+            f"timm knows no weights tagged '{name}'{nearest(name, known)}; leave the tag out"
+        ) from error
+
+
+def _hub_id(name: str) -> str:
+    cfg = get_pretrained_cfg(name)
+    return str((cfg and (cfg.hf_hub_id or cfg.tag)) or name)
+
+
+def _from_hub(name: str, num_classes: int | None, kwargs: dict[str, Any]) -> nn.Module:
+    cfg = get_pretrained_cfg(name)
+    if num_classes is not None and cfg is not None and num_classes != cfg.num_classes:
+        # timm would give the model a new, untrained head without a word.
+        raise InputError(
+            f"the hub weights of '{name}' tell {cfg.num_classes} classes apart, not {num_classes}: "
+            "pass weights trained for these classes by --weights FILE.safetensors"
+        )
+    try:
+        model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
+    except Exception as error:  # the hub client, urllib and timm each fail with types of their own
+        raise InputError(
+            f"the weights of '{name}' could not be downloaded from the hub ('{_hub_id(name)}'; "
+            f"{type(error).__name__}: {_first_line(error)}): pass a local file by --weights "
+            f"FILE.safetensors or --weights {name}=FILE.safetensors"
+        ) from error
+    return model
+
+
+def _from_file(name: str, path: Path, num_classes: int | None, kwargs: dict[str, Any]) -> nn.Module:
+    state = read_weights(path)
+    classes = num_classes if num_classes is not None else _head_classes(name, state)
+    model = build_model(name, **kwargs, **({} if classes is None else {"num_classes": classes}))
+    problem = _mismatch(model.state_dict(), state)
+    if problem:
+        raise InputError(
+            f"'{path}' holds weights of another architecture than '{name}': {problem}; pass its own"
+        )
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU.
+
+    Nothing but tensors is ever unpickled.     Raises InputError for a missing file, another suffix, a damaged
+    file, or one that holds more than plain tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"weights file '{path}' does not exist: check the path given to --weights")
+    if path.suffix == ".safetensors":
+        try:
+            return dict(load_file(path, device="cpu"))
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"'{path}' is no readable safetensors file ({_first_line(error)}): download or save it again"
+            ) from error
+    if path.suffix not in {".pth", ".pt", ".bin"}:
+        raise InputError(f"weights file '{path}' must end in .safetensors, .pth, .pt or .bin: convert it")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a hostile or damaged pickle can fail in any way
+        raise InputError(
+            f"'{path}' is damaged or holds more than plain tensors, which is never unpickled here: save its "
+            "state dict again as .safetensors"
+        ) from error
+    return _plain_tensors(path, loaded)
+
+
+def _plain_tensors(path: Path, loaded: object) -> dict[str, Tensor]:
+    for key in ("model", "state_dict"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise InputError(
+            f"'{path}' holds no state dict (tensors by name, plain or under 'model' or 'state_dict'): save "
+            "one with torch.save(model.state_dict(), ...) or safetensors"
+        )
+    return {str(key): value for key, value in loaded.items()}
+
+
+def _head_classes(name: str, state: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of the file's classifier, or None where there is no plain linear one."""
+    cfg = get_pretrained_cfg(name)
+    classifier: Any = cfg.classifier if cfg is not None else "head"
+    # Distilled models have two classifiers, of the same size.
+    name_of_head = classifier[0] if isinstance(classifier, (tuple, list)) and classifier else classifier
+    head = state.get(f"{name_of_head}.weight")
+    return int(head.shape[0]) if head is not None and head.ndim == 2 else None
+
+
+def _mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What keeps `found` from loading into `wanted`, the first few of each kind; empty if nothing does."""
+    shapes = [
+        f"{key} ({_size(found[key])} in the file, {_size(tensor)} in the model)"
+        for key, tensor in wanted.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    kinds = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{len(keys)} {kind}: {_some(keys)}" for kind, keys in kinds.items() if keys)
+
+
+def _size(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no details"])[0]

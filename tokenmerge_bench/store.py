@@ -1,0 +1,214 @@
+"""The results folder: what a sweep leaves behind, and what lets it go on after an interruption.
+
+    sweep.json        format, the evaluation (data, subset, precision, ...) and the points the folder is for
+    journal.jsonl     outcomes of each finished batch, appended as the sweep runs; gone when everything is done
+    records/ID.json   one finished point: a row of results.csv
+    outcomes/ID.csv   its per-image outcomes: image, label, prediction, rank of the true class (0: top-1 right)
+    results.csv       all points, made from the records
+    provenance.json   versions, hardware, command, fingerprints
+    accuracy_flops.*  the figure
+
+Every file but the journal is written to a temporary name and renamed, so a file that is there is whole. The journal's last
+line may be torn by a kill; it is then dropped and its batch evaluated again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pandas as pd
+
+from tokenmerge_bench.errors import InputError
+
+FORMAT = 1
+COLUMNS = (
+    "experiment", "model", "weights", "dataset", "n_images", "method", "options", "trained", "budget", "knob",
+    "top1", "top1_low", "top1_high", "top5", "gflops", "gflops_reducer", "reduction", "tokens_per_block",
+    "images_per_s", "latency_ms", "peak_memory_mb", "seed", "device", "dtype", "status", "reason", "point",
+)  # fmt: skip
+"""Columns of results.csv: accuracies in percent, `reduction` the fraction of the unreduced MACs that is saved."""
+MEASURED_TIMES = ("images_per_s", "latency_ms", "peak_memory_mb")
+"""Columns that differ between two runs of the same sweep; all others are reproducible."""
+
+
+@dataclass
+class PointOutcomes:
+    """What one point said about one batch."""
+
+    prediction: list[int]
+    rank: list[int]
+    """Number of classes scored above the true one; 0 is a top-1 hit, below 5 a top-5 hit."""
+    seconds: float
+    peak_memory_mb: float | None = None
+
+
+@dataclass
+class BatchOutcomes:
+    """One line of the journal: a batch, by its number within a model's evaluation, and what points said about it."""
+
+    model: str
+    chunk: int
+    indices: list[int]
+    unreadable: list[str]
+    points: dict[str, PointOutcomes] = field(default_factory=dict)
+
+
+class ResultFolder:
+    """A results folder opened for one sweep.
+
+    Args:
+        path: the folder; created if missing.
+        evaluation: everything but the points that decides outcomes (data and subset fingerprints, precision, ...).
+        points: identifier and description of each point of the sweep.
+        fresh: throw away what an earlier sweep left in the folder.
+
+    Raises:
+        InputError: if the folder cannot be used, holds other files, is in use, or holds another experiment.
+    """
+
+    def __init__(
+        self, path: Path, evaluation: Mapping[str, Any], points: Mapping[str, str], fresh: bool = False
+    ) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            self._claim(dict(evaluation), dict(points), fresh)
+        except OSError as error:
+            raise InputError(
+                f"results folder '{path}' cannot be written ({error.strerror or error}); give another one with --out."
+            ) from error
+        self.journal = path / "journal.jsonl"
+
+    def _take_lock(self) -> None:
+        """Held until the process ends, however it ends. Where the platform has no flock, nothing is locked."""
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            self._lock = (self.path / ".lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another sweep is writing to '{self.path}'; wait for it or give another folder with --out."
+                ) from None
+
+    def _claim(self, evaluation: dict[str, Any], points: dict[str, str], fresh: bool) -> None:
+        manifest = self.path / "sweep.json"
+        if not manifest.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
+            raise InputError(
+                f"'{self.path}' holds files that no sweep made; give an empty or new folder with --out."
+            )
+        if manifest.exists() and fresh:
+            self._clear()
+        if manifest.exists():
+            self._check_same(json.loads(manifest.read_text(encoding="utf-8")), evaluation, points)
+        content = {"format": FORMAT, "evaluation": evaluation, "points": points}
+        write_text(manifest, json.dumps(content, indent=1) + "\n")
+
+    def _check_same(self, held: dict[str, Any], evaluation: dict[str, Any], points: dict[str, str]) -> None:
+        if held.get("format") != FORMAT:
+            raise InputError(
+                f"'{self.path}' was written in format {held.get('format')}, this version writes {FORMAT}; give another "
+                "folder with --out."
+            )
+        remedy = "give another folder with --out, or --fresh to replace what is there."
+        for key, value in evaluation.items():
+            if held["evaluation"].get(key) != value:
+                raise InputError(
+                    f"'{self.path}' holds another experiment ({key} was {held['evaluation'].get(key)}, now {value}); {remedy}"
+                )
+        dropped = [text for point, text in held["points"].items() if point not in points]
+        if dropped:
+            more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
+            raise InputError(
+                f"'{self.path}' holds another experiment (it has {dropped[0]}{more}, which this command has not); {remedy}"
+            )
+
+    def _clear(self) -> None:
+        for name in ("sweep.json", "journal.jsonl", "results.csv", "provenance.json"):
+            (self.path / name).unlink(missing_ok=True)
+        for figure in self.path.glob("accuracy_flops.*"):
+            figure.unlink()
+        for name in ("records", "outcomes"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def is_done(self, point: str) -> bool:
+        """Whether a point has been evaluated on every image."""
+        return (self.path / "records" / f"{point}.json").exists()
+
+    def append(self, batch: BatchOutcomes) -> None:
+        """Adds one batch to the journal and hands it to the operating system."""
+        with self.journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(batch), separators=(",", ":")) + "\n")
+
+    def read_journal(self) -> Iterator[BatchOutcomes]:
+        """All whole lines of the journal; a torn last line is cut off first."""
+        if not self.journal.exists():
+            return
+        content = self.journal.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) != len(content):
+            with self.journal.open("rb+") as file:
+                file.truncate(len(whole))
+        for line in whole.decode("utf-8").splitlines():
+            values = json.loads(line)
+            values["points"] = {key: PointOutcomes(**value) for key, value in values["points"].items()}
+            yield BatchOutcomes(**values)
+
+    def finish_point(self, point: str, record: Mapping[str, Any], outcomes: pd.DataFrame) -> None:
+        """Writes the per-image outcomes of a point and then its record, which marks it as done."""
+        buffer = io.StringIO()
+        outcomes.to_csv(buffer, index=False, lineterminator="\n")
+        write_text(self.path / "outcomes" / f"{point}.csv", buffer.getvalue())
+        write_text(self.path / "records" / f"{point}.json", json.dumps(dict(record), indent=1) + "\n")
+
+    def record(self, point: str) -> dict[str, Any]:
+        """The record of a finished point."""
+        content: dict[str, Any] = json.loads((self.path / "records" / f"{point}.json").read_text(encoding="utf-8"))
+        return content
+
+    def write_results(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+        """Writes results.csv, one row per point in the order given, and returns it."""
+        table = pd.DataFrame([{column: row.get(column) for column in COLUMNS} for row in rows], columns=list(COLUMNS))
+        buffer = io.StringIO()
+        table.to_csv(buffer, index=False, lineterminator="\n")
+        write_text(self.path / "results.csv", buffer.getvalue())
+        return table
+
+    def drop_journal(self) -> None:
+        """Removes the journal, once every point is done."""
+        self.journal.unlink(missing_ok=True)
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """The results table of a folder.
+
+    Raises:
+        InputError: if the folder holds no results.
+    """
+    file = path / "results.csv"
+    if not file.is_file():
+        raise InputError(f"'{path}' holds no results.csv; give a folder that `tmbench sweep` wrote.")
+    text_columns = ["budget", "knob", "options", "reason", "weights", "tokens_per_block"]
+    return pd.read_csv(file, dtype=dict.fromkeys(text_columns, str), keep_default_na=False, na_values=[""])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

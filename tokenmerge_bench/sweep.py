@@ -1,0 +1,307 @@
+"""The straight line: experiment -> points -> engine -> records -> results table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tokenmerge_bench.data import ImageSet, Indices, eval_transform, iter_batches, open_dataset, subset
+from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, prepare
+from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.experiment import Experiment
+from tokenmerge_bench.models import LoadedModel, load_model
+from tokenmerge_bench.options import parse_layers, parse_method
+from tokenmerge_bench.points import UNREDUCED, Point, plan
+from tokenmerge_bench.provenance import provenance, version
+from tokenmerge_bench.statistics import wilson_interval
+from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_text
+
+
+@dataclass
+class SweepResult:
+    """What a sweep came to."""
+
+    path: Path
+    table: pd.DataFrame
+    failures: dict[str, str]
+    unreadable: list[str]
+
+
+@dataclass
+class _Job:
+    """One model with its points and what is known of them."""
+
+    loaded: LoadedModel
+    points: list[Point]
+    done: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+
+
+def run_sweep(
+    experiment: Experiment,
+    *,
+    name: str = "sweep",
+    weights: Mapping[str, Path] | None = None,
+    device: str = "cpu",
+    out: Path | None = None,
+    fresh: bool = False,
+    workers: int = 0,
+    reporter: Reporter,
+) -> SweepResult:
+    """Runs an experiment, or what is left of it, into a results folder.
+
+    Args:
+        experiment: what to compare on what.
+        name: recorded in the column `experiment`.
+        weights: local weight files by model name.
+        device: as torch names it.
+        out: results folder; by default one under `results/` whose name follows from the experiment.
+        fresh: start over even if the folder holds earlier results.
+        workers: processes that decode images.
+        reporter: told how it goes.
+
+    Raises:
+        InputError: before anything is evaluated, if something given is wrong.
+    """
+    layers = parse_layers(experiment.layers) if experiment.layers else None
+    methods = list({spec.label: spec for spec in (parse_method(text, layers) for text in experiment.methods)}.values())
+    budgets = experiment.all_budgets()
+    hardware = Hardware(_device(device), getattr(torch, experiment.dtype))
+    images = open_dataset(experiment.dataset)
+    chosen = subset(images, experiment.limit, experiment.seed)
+    jobs = []
+    for model in dict.fromkeys(experiment.models):
+        loaded = _load(model, (weights or {}).get(model), hardware, images)
+        jobs.append(_Job(loaded, plan(loaded, methods, budgets, experiment.seeds, experiment.seed)))
+
+    evaluation = _evaluation(experiment, images, chosen, hardware)
+    points = {point.id: _describe(point) for job in jobs for point in job.points}
+    folder = ResultFolder(out or _default_folder(experiment, evaluation, points), evaluation, points, fresh)
+    run = _Run(name, experiment, images, chosen, hardware, folder, reporter)
+    return run.all(jobs, workers)
+
+
+class _Run:
+    """A sweep whose inputs have all been checked."""
+
+    def __init__(
+        self,
+        name: str,
+        experiment: Experiment,
+        images: ImageSet,
+        chosen: Indices,
+        hardware: Hardware,
+        folder: ResultFolder,
+        reporter: Reporter,
+    ) -> None:
+        self.name, self.experiment, self.images, self.chosen = name, experiment, images, chosen
+        self.hardware, self.folder, self.reporter = hardware, folder, reporter
+        self.failures: dict[str, str] = {}
+        self.unreadable: list[str] = []
+
+    def all(self, jobs: Sequence[_Job], workers: int) -> SweepResult:
+        """Evaluates what is missing, then writes the table and the provenance."""
+        journal = list(self.folder.read_journal())
+        for batch in journal:
+            for job in jobs:
+                if job.loaded.name == batch.model:
+                    job.done[batch.chunk].update(batch.points)
+        self._announce(jobs, journal)
+        for job in jobs:
+            self._evaluate(job, [batch for batch in journal if batch.model == job.loaded.name], workers)
+        rows = [self._row(job, point) for job in jobs for point in job.points]
+        table = self.folder.write_results(rows)
+        sources = {
+            job.loaded.name: {
+                "weights": job.loaded.weights,
+                "fingerprint": job.loaded.fingerprint,
+                "preprocessing": _plain(job.loaded.data_config),
+            }
+            for job in jobs
+        }
+        origin = {
+            **provenance(self.hardware.device),
+            "experiment": self.experiment.model_dump(),
+            "dataset": {"name": self.images.name, "fingerprint": self.images.fingerprint},
+            "subset": {"images": len(self.chosen), "fingerprint": _digest(self.images.ids[self.chosen])},
+            "models": sources,
+            "unreadable": self.unreadable,
+        }
+        write_text(self.folder.path / "provenance.json", json.dumps(origin, indent=1) + "\n")
+        if not self.failures:
+            self.folder.drop_journal()
+        return SweepResult(self.folder.path, table, self.failures, self.unreadable)
+
+    def _announce(self, jobs: Sequence[_Job], journal: Sequence[BatchOutcomes]) -> None:
+        runnable = {point.id for job in jobs for point in job.points if point.solution is not None}
+        finished = {point for point in runnable if self.folder.is_done(point)}
+        journaled = sum(
+            len(batch.indices) for batch in journal for point in batch.points if point in runnable - finished
+        )
+        self.reporter.start(len(runnable) * len(self.chosen), len(finished) * len(self.chosen) + journaled)
+
+    def _evaluate(self, job: _Job, journal: list[BatchOutcomes], workers: int) -> None:
+        missing = [p for p in job.points if p.solution is not None and not self.folder.is_done(p.id)]
+        evaluators: dict[str, Evaluator] = {}
+        for point in missing:
+            try:
+                evaluators[point.id] = prepare(job.loaded.model, point)
+            except Exception as error:
+                self.failures[point.id] = f"{type(error).__name__}: {error}".splitlines()[0]
+                self.reporter.note(f"{_describe(point)} failed: {self.failures[point.id]}")
+        if evaluators:
+            transform = eval_transform(job.loaded.data_config)
+            size = self.experiment.batch_size
+            complete = {chunk for chunk, points in job.done.items() if points.issuperset(evaluators)}
+            batches = iter_batches(self.images, self.chosen, transform, size, workers, complete)
+            outcomes = evaluate(evaluators, batches, job.done, self.hardware, self.reporter, self.failures)
+            for batch in outcomes:
+                batch.model = job.loaded.name
+                self.folder.append(batch)
+                journal.append(batch)
+        self._note_unreadable(journal)
+        for point in missing:
+            if point.id not in self.failures:
+                self._finish(job, evaluators[point.id], journal)
+
+    def _note_unreadable(self, journal: Sequence[BatchOutcomes]) -> None:
+        names = {name for batch in journal for name in batch.unreadable}
+        new = sorted(names.difference(self.unreadable))
+        self.unreadable = sorted(names.union(self.unreadable))
+        if new:
+            shown = ", ".join(new[:5]) + (f" and {len(new) - 5} more" if len(new) > 5 else "")
+            plural = "s were" if len(new) > 1 else " was"
+            self.reporter.note(f"{len(new)} image{plural} unreadable and left out for every point: {shown}")
+
+    def _finish(self, job: _Job, evaluator: Evaluator, journal: Sequence[BatchOutcomes]) -> None:
+        """Turns a point's journal lines into its record."""
+        point = evaluator.point
+        seen = {batch.chunk: batch for batch in journal if point.id in batch.points}
+        batches = [seen[chunk] for chunk in sorted(seen)]
+        indices = np.concatenate([np.array(batch.indices, dtype=np.int64) for batch in batches])
+        outcomes = [batch.points[point.id] for batch in batches]
+        table = pd.DataFrame(
+            {
+                "image": [self.images.paths[i] for i in indices],
+                "label": self.images.labels[indices],
+                "prediction": np.concatenate([o.prediction for o in outcomes]).astype(np.int64),
+                "rank": np.concatenate([o.rank for o in outcomes]).astype(np.int64),
+            }
+        )
+        n = len(table)
+        if n == 0:
+            raise InputError(f"none of the {len(self.chosen)} images of '{self.images.name}' can be read; check the files.")
+        hits, hits5 = int((table["rank"] == 0).sum()), int((table["rank"] < 5).sum())
+        low, high = wilson_interval(hits, n)
+        seconds = [o.seconds for o in outcomes if o.seconds > 0]
+        memory = [o.peak_memory_mb for o in outcomes if o.peak_memory_mb is not None]
+        unreduced = next(p for p in job.points if p.method is None).solution
+        assert unreduced is not None
+        record = {
+            "n_images": n,
+            "top1": round(100 * hits / n, 4),
+            "top1_low": round(100 * low, 4),
+            "top1_high": round(100 * high, 4),
+            "top5": round(100 * hits5 / n, 4),
+            "gflops": evaluator.macs.total / 1e9,
+            "gflops_reducer": evaluator.macs.reducer / 1e9,
+            "reduction": round(1 - evaluator.macs.total / unreduced.macs.total, 6),
+            "images_per_s": round(n / sum(seconds), 1),
+            "latency_ms": round(1000 * median(seconds), 3),
+            "peak_memory_mb": round(max(memory), 1) if memory else None,
+        }
+        self.folder.finish_point(point.id, record, table)
+
+    def _row(self, job: _Job, point: Point) -> dict[str, Any]:
+        """A point's row of results.csv."""
+        row: dict[str, Any] = {
+            "experiment": self.name,
+            "model": point.model,
+            "weights": point.weights,
+            "dataset": self.images.name,
+            "method": UNREDUCED if point.method is None else point.method.name,
+            "options": "" if point.method is None else point.method.changed,
+            "trained": "no",
+            "budget": point.budget.recorded,
+            "seed": point.seed,
+            "device": self.hardware.device.type,
+            "dtype": self.experiment.dtype,
+            "point": point.id,
+        }
+        if point.solution is None:
+            return {**row, "status": "unreachable", "reason": point.reason}
+        row["knob"] = point.solution.knob
+        row["tokens_per_block"] = " ".join(map(str, point.solution.schedule.mlp_tokens()))
+        if point.id in self.failures:
+            return {**row, "status": "failed", "reason": self.failures[point.id]}
+        return {**row, **self.folder.record(point.id), "status": "ok"}
+
+
+def _load(model: str, weights: Path | None, hardware: Hardware, images: ImageSet) -> LoadedModel:
+    dtype = torch.float64 if hardware.dtype == torch.float64 else torch.float32
+    loaded = load_model(model, weights, device=hardware.device, dtype=dtype)
+    classes = loaded.model.num_classes
+    if classes != images.classes:
+        raise InputError(
+            f"model '{model}' distinguishes {classes} classes but data set '{images.name}' has {images.classes}; give a "
+            "model trained on these classes (--models, --weights) or its data set (--dataset)."
+        )
+    return loaded
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device '{name}' is no device; write cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name} was asked for but this machine has no CUDA device; use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices.")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is not supported; write cpu or cuda.")
+    return device
+
+
+def _evaluation(experiment: Experiment, images: ImageSet, chosen: Indices, hardware: Hardware) -> dict[str, Any]:
+    """What must be the same for outcomes to be comparable within one folder."""
+    return {
+        "version": version(),
+        "dataset": f"{images.name} {images.fingerprint}",
+        "subset": f"{len(chosen)} images {_digest(images.ids[chosen])}",
+        "batch size": experiment.batch_size,
+        "dtype": experiment.dtype,
+        "device": hardware.device.type,
+    }
+
+
+def _describe(point: Point) -> str:
+    """A point in words, for messages."""
+    method = "unreduced" if point.method is None else f"{point.method.label} at {point.budget.recorded}"
+    seed = f" seed {point.seed}" if point.method is not None and point.method.type.stochastic else ""
+    return f"{point.model} {point.weights} {method}{seed}"
+
+
+def _default_folder(experiment: Experiment, evaluation: Mapping[str, Any], points: Mapping[str, str]) -> Path:
+    content = json.dumps([dict(evaluation), sorted(points)], sort_keys=True).encode()
+    stem = "demo" if experiment.dataset == "demo" else Path(experiment.dataset).name
+    return Path("results") / f"{stem}-{hashlib.sha256(content).hexdigest()[:6]}"
+
+
+def _digest(ids: Indices) -> str:
+    """Fingerprint of a choice of images."""
+    return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A data config as JSON values."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}

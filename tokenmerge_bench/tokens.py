@@ -1,0 +1,74 @@
+"""What a reducer sees: the patch tokens of one layer, and what is known about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tokenmerge_bench.assignment import Assignment, HardAssignment, SoftAssignment
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The patch tokens at one reduction site. Prefix tokens (CLS, distillation, registers) are not among them.
+
+    Shapes: B batch, N patch tokens, P prefix tokens, T = P + N, C width, H heads, D head width, N0 grid cells.
+    What attention hands over is None unless the reducer lists it in `needs`.
+    """
+
+    features: Float[Tensor, "B N C"]
+    sizes: Float[Tensor, "B N"]
+    """Number of original patches that each token stands for."""
+    source: Assignment
+    """Map from the N0 grid cells (row-major) to the N tokens."""
+    grid: tuple[int, int]
+    """Rows and columns of the patch grid."""
+    prefix: int
+    """P, the number of prefix tokens that stand before these in the sequence."""
+    image_ids: Int[Tensor, " B"]
+    """Identifiers that seed randomness, so that it does not depend on the batch."""
+    block: int
+    """Index of the block (from 0) at which the reduction happens."""
+    seed: int
+    keys: Float[Tensor, "B H N D"] | None = None
+    """Keys of the attention just before this site, after k-norm and before scaling."""
+    attention: Float[Tensor, "B H T T"] | None = None
+    """Softmax weights of that attention, prefix rows and columns included."""
+    attn_out: Float[Tensor, "B N C"] | None = None
+    """Output of that attention after the projection, before the residual is added."""
+
+    @property
+    def cells(self) -> Int[Tensor, "B N0"]:
+        """Token that covers each grid cell. Needs hard assignments all the way from the input."""
+        if isinstance(self.source, SoftAssignment):
+            raise ValueError("tokens made by a soft assignment cover no definite grid cells")
+        assert isinstance(self.source, HardAssignment)
+        return self.source.labels
+
+    @classmethod
+    def of(
+        cls,
+        features: Float[Tensor, "B N C"],
+        grid: tuple[int, int],
+        *,
+        cells: Int[Tensor, "B N0"] | None = None,
+        prefix: int = 1,
+        image_ids: Int[Tensor, " B"] | None = None,
+        block: int = 0,
+        seed: int = 0,
+        keys: Float[Tensor, "B H N D"] | None = None,
+        attention: Float[Tensor, "B H T T"] | None = None,
+        attn_out: Float[Tensor, "B N C"] | None = None,
+    ) -> Tokens:
+        """Tokens without a model, for tests and notebooks: sizes follow from `cells` (default: one cell each)."""
+        batch, n, _ = features.shape
+        if cells is None:
+            cells = torch.arange(n, device=features.device).expand(batch, n)
+        source = HardAssignment(cells, n)
+        sizes = source.merge_sizes(torch.ones(cells.shape, dtype=features.dtype, device=features.device))
+        if image_ids is None:
+            image_ids = torch.zeros(batch, dtype=torch.int64, device=features.device)
+        return cls(features, sizes, source, grid, prefix, image_ids, block, seed, keys, attention, attn_out)
