@@ -102,8 +102,13 @@ class DpcKnn(TokenReducer):
         with torch.no_grad():
             scaled = pairwise_distances(x) / math.sqrt(x.shape[2])
         _, labels = density_peaks(scaled, o.k, n_out, noise)
-        weights = self.score(x).squeeze(-1).exp() if self.learned else torch.ones_like(x[..., 0])
+        weights = self._weights(x) if self.learned else torch.ones_like(x[..., 0])
         return HardAssignment(labels, n_out, weights, eps=1e-6)
+
+    def _weights(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N"]:
+        # In the precision of x, whatever the model's.
+        weight, bias = self.score.weight.to(x.dtype), self.score.bias.to(x.dtype)
+        return nn.functional.linear(x, weight, bias).squeeze(-1).exp()
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """N^2 C for distances, N k + N^2 for densities and separations, N C for the means (N C for the scores)."""

@@ -146,7 +146,8 @@ def test_composing_is_the_product_of_the_matrices(first: Kind, then: Kind, n: tu
     close(both.matrix(), two.matrix().double() @ one.matrix().double())
     close(both.merge(x), two.merge(one.merge(x)))
     sizes = torch.ones(B, n0, dtype=torch.float64)
-    close(both.merge_sizes(sizes).sum(1), sizes.sum(1))
+    if (first, then) != ("picks", "soft"):  # what was not picked has no column left in the product
+        close(both.merge_sizes(sizes).sum(1), sizes.sum(1))
     if isinstance(both, HardAssignment):
         assert torch.equal(both.owner(), two.owner().gather(1, one.owner()))
         assert torch.equal(both.merge_sizes(sizes), two.merge_sizes(one.merge_sizes(sizes)))

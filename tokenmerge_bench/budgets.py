@@ -121,9 +121,7 @@ class Solver:
     def _at(self, blocks: tuple[int, ...], reducer: TokenReducer, value: Value) -> Solution:
         shape = self.shape
         counts = reducer.knob.counts(value, shape.patches, len(blocks), partial(reducer.fewest, grid=shape.grid))
-        schedule = make_schedule(
-            counts, blocks, reducer.site, n0=shape.patches, prefix=shape.prefix, depth=shape.depth
-        )
+        schedule = make_schedule(counts, blocks, reducer.site, n0=shape.patches, prefix=shape.prefix, depth=shape.depth)
         own = sum(reducer.macs(step.n_in, step.n_out, shape.width) for step in schedule.steps)
         return Solution(reducer.knob.text(value), schedule, self.cost.macs(schedule, own))
 

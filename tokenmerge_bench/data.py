@@ -158,9 +158,7 @@ def _open_folder(root: Path) -> FolderImages:
             )
         found += [(path, size, label_of[folder.name]) for path, size in _image_files(root, folder)]
     if not found:
-        raise InputError(
-            f"no images in dataset folder '{root}': put them in class folders, as n01440764/*.JPEG"
-        )
+        raise InputError(f"no images in dataset folder '{root}': put them in class folders, as n01440764/*.JPEG")
     found.sort()
     paths = [path for path, _, _ in found]
     lines = "".join(f"{path}\t{size}\t{label}\n" for path, size, label in found)
@@ -215,9 +213,7 @@ def _read_idx_pair(name: str, folder: Path, part: str) -> ArrayImages:
     pixels = _read_idx(folder, f"{part}-images-idx3-ubyte", 3)
     labels = _read_idx(folder, f"{part}-labels-idx1-ubyte", 1)
     if len(pixels) != len(labels):
-        raise InputError(
-            f"'{folder}' has {len(pixels)} images but {len(labels)} labels ({part}): download both again"
-        )
+        raise InputError(f"'{folder}' has {len(pixels)} images but {len(labels)} labels ({part}): download both again")
     return ArrayImages.of(name, pixels, labels.astype(np.int64), classes=10)
 
 
@@ -286,9 +282,7 @@ class Batch:
     unreadable: list[str]
 
 
-def load_batch(
-    images: ImageSet, indices: Sequence[int] | Indices, transform: Transform, chunk: int = 0
-) -> Batch:
+def load_batch(images: ImageSet, indices: Sequence[int] | Indices, transform: Transform, chunk: int = 0) -> Batch:
     """Decode and transform the images at `indices`; undecodable ones are listed by name, not raised."""
     pixels: list[Tensor] = []
     kept: list[int] = []
@@ -381,8 +375,6 @@ def eval_transform(data_config: Mapping[str, Any], **overrides: Any) -> Transfor
     """
     for key in overrides:
         if key not in data_config:
-            raise InputError(
-                f"'{key}' is no entry of the model's data config{nearest(key, list(data_config))}"
-            )
+            raise InputError(f"'{key}' is no entry of the model's data config{nearest(key, list(data_config))}")
     config = {**data_config, **{key: value for key, value in overrides.items() if value is not None}}
     return _EvalTransform(config["input_size"][0], create_transform(**config, is_training=False))

@@ -16,6 +16,7 @@ from tokenmerge_bench.attach import ReducedViT
 from tokenmerge_bench.budgets import reduce_with
 from tokenmerge_bench.counting import Macs, count
 from tokenmerge_bench.data import Batch
+from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.points import Point
 from tokenmerge_bench.store import BatchOutcomes, PointOutcomes
 
@@ -62,7 +63,22 @@ class Hardware:
         return time.perf_counter()
 
 
-def prepare(model: nn.Module, point: Point, unreduced: Macs | None = None) -> Evaluator:
+def open_device(name: str) -> torch.device:
+    """A device by name; InputError if it is none or is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device '{name}' is no device; write cpu, cuda or cuda:1.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name} was asked for but this machine has no CUDA device; use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device {name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices.")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is not supported; write cpu or cuda.")
+    return device
+
+
+def prepare(model: nn.Module, point: Point) -> Evaluator:
     """Attaches a point's schedule to its model and counts its MACs."""
     assert point.solution is not None
     if point.method is None:
@@ -132,9 +148,7 @@ def _run(evaluator: Evaluator, images: Tensor, labels: Tensor, ids: Tensor, hard
     return PointOutcomes(prediction.tolist(), rank.tolist(), seconds, memory)
 
 
-def judge(
-    logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]
-) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"], bool]:
+def judge(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"], bool]:
     """Predicted class, rank of the true class (0 is best; the lower class wins a tie), and whether all is finite."""
     true = logits.gather(1, labels[:, None])
     classes = torch.arange(logits.shape[1], device=logits.device)

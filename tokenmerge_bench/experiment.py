@@ -99,5 +99,7 @@ def _sentence(name: str, error: ValidationError) -> str:
     key = str(first["loc"][0]) if first["loc"] else "?"
     if first["type"] == "extra_forbidden":
         known = list(Experiment.model_fields)
-        return f"experiment '{name}' has an unknown key '{key}'{nearest(key, known)}; known keys are {', '.join(known)}."
+        return (
+            f"experiment '{name}' has an unknown key '{key}'{nearest(key, known)}; known keys are {', '.join(known)}."
+        )
     return f"experiment '{name}': {key}={first['input']!r} is not allowed ({first['msg']})."

@@ -6,6 +6,7 @@ text (`k=40`, `k=41/41/40`, `keep_rate=0.7`), and lists the values that the budg
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from math import floor
@@ -180,6 +181,15 @@ class StagedRemoval(KeepRate):
             counts.append(n)
         return tuple(counts)
 
+    def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
+        """Without the small rates that keep more than a larger one: the cap of one stage is not made up for later."""
+        least = n0 * sites
+        for rate in super().candidates(n0, sites, fewest):
+            left = sum(self.counts(rate, n0, sites, fewest))
+            if left <= least:
+                least = left
+                yield rate
+
 
 def tilted(r: float, inflection: float, blocks: int) -> tuple[int, ...]:
     """ToMe's schedule (r, inflection): a straight line from r(1-e) to r(1+e), truncated at every block."""
@@ -210,10 +220,12 @@ def _per_site(value: Value, sites: int, name: str) -> tuple[int, ...]:
 
 
 def _integers(text: str, flag: str) -> tuple[int, ...]:
-    parts = text.split("/")
-    if not all(part.strip().isdigit() for part in parts):
+    """Reads `40`, `41/41/40` or, with runs abbreviated, `41x2/40`."""
+    parts = [part.strip() for part in text.split("/")]
+    if not all(re.fullmatch(r"\d+(x[1-9]\d*)?", part) for part in parts):
         raise InputError(f"{flag} '{text}' is no count; give a whole number such as 40, or one per layer as 41/41/40.")
-    return tuple(int(part) for part in parts)
+    runs = [part.partition("x") for part in parts]
+    return tuple(int(value) for value, _, times in runs for _ in range(int(times or 1)))
 
 
 def _compact(value: Value) -> str:

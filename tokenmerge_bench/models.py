@@ -116,9 +116,7 @@ def build_model(name: str, **kwargs: Any) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, pretrained=False, **kwargs)
     except (TypeError, ValueError, AssertionError) as error:
-        raise InputError(
-            f"model '{name}' cannot be built with {kwargs}: {error}; correct these arguments"
-        ) from error
+        raise InputError(f"model '{name}' cannot be built with {kwargs}: {error}; correct these arguments") from error
     return model
 
 
@@ -181,16 +179,12 @@ def fingerprint(model: nn.Module) -> str:
 
 def _check_name(name: str) -> None:
     if not timm.is_model(name):
-        raise InputError(
-            f"timm has no model '{name}'{nearest(name, timm.list_models())}; see `tmbench list models`"
-        )
+        raise InputError(f"timm has no model '{name}'{nearest(name, timm.list_models())}; see `tmbench list models`")
     try:
         get_pretrained_cfg(name)
     except RuntimeError as error:
         known = timm.list_pretrained(f"{name.split('.')[0]}*")
-        raise InputError(
-            f"timm knows no weights tagged '{name}'{nearest(name, known)}; leave the tag out"
-        ) from error
+        raise InputError(f"timm knows no weights tagged '{name}'{nearest(name, known)}; leave the tag out") from error
 
 
 def _hub_id(name: str) -> str:
@@ -223,9 +217,7 @@ def _from_file(name: str, path: Path, num_classes: int | None, kwargs: dict[str,
     model = build_model(name, **kwargs, **({} if classes is None else {"num_classes": classes}))
     problem = _mismatch(model.state_dict(), state)
     if problem:
-        raise InputError(
-            f"'{path}' holds weights of another architecture than '{name}': {problem}; pass its own"
-        )
+        raise InputError(f"'{path}' holds weights of another architecture than '{name}': {problem}; pass its own")
     model.load_state_dict(state, strict=True)
     return model
 

@@ -105,9 +105,7 @@ class ResultFolder:
     def _claim(self, evaluation: dict[str, Any], points: dict[str, str], fresh: bool) -> None:
         manifest = self.path / "sweep.json"
         if not manifest.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise InputError(
-                f"'{self.path}' holds files that no sweep made; give an empty or new folder with --out."
-            )
+            raise InputError(f"'{self.path}' holds files that no sweep made; give an empty or new folder with --out.")
         if manifest.exists() and fresh:
             self._clear()
         if manifest.exists():

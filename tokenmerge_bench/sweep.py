@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from tokenmerge_bench.data import ImageSet, Indices, eval_transform, iter_batches, open_dataset, subset
-from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, prepare
+from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, open_device, prepare
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.models import LoadedModel, load_model
@@ -75,7 +75,7 @@ def run_sweep(
     layers = parse_layers(experiment.layers) if experiment.layers else None
     methods = list({spec.label: spec for spec in (parse_method(text, layers) for text in experiment.methods)}.values())
     budgets = experiment.all_budgets()
-    hardware = Hardware(_device(device), getattr(torch, experiment.dtype))
+    hardware = Hardware(open_device(device), getattr(torch, experiment.dtype))
     images = open_dataset(experiment.dataset)
     chosen = subset(images, experiment.limit, experiment.seed)
     jobs = []
@@ -199,7 +199,9 @@ class _Run:
         )
         n = len(table)
         if n == 0:
-            raise InputError(f"none of the {len(self.chosen)} images of '{self.images.name}' can be read; check the files.")
+            raise InputError(
+                f"none of the {len(self.chosen)} images of '{self.images.name}' can be read; check the files."
+            )
         hits, hits5 = int((table["rank"] == 0).sum()), int((table["rank"] < 5).sum())
         low, high = wilson_interval(hits, n)
         seconds = [o.seconds for o in outcomes if o.seconds > 0]
@@ -256,20 +258,6 @@ def _load(model: str, weights: Path | None, hardware: Hardware, images: ImageSet
             "model trained on these classes (--models, --weights) or its data set (--dataset)."
         )
     return loaded
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device '{name}' is no device; write cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name} was asked for but this machine has no CUDA device; use --device cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices.")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name} is not supported; write cpu or cuda.")
-    return device
 
 
 def _evaluation(experiment: Experiment, images: ImageSet, chosen: Indices, hardware: Hardware) -> dict[str, Any]:

@@ -98,9 +98,7 @@ class Recipe(pydantic.BaseModel):
     mixup_prob: float = pydantic.Field(default=1.0, ge=0, le=1)  # per batch
     label_smoothing: float = pydantic.Field(default=0.0, ge=0, lt=1)
     drop_path: float = pydantic.Field(default=0.0, ge=0, lt=1)
-    ema_decay: float = pydantic.Field(
-        default=0.0, ge=0, lt=1
-    )  # per update, with timm's warmup; 0: no average
+    ema_decay: float = pydantic.Field(default=0.0, ge=0, lt=1)  # per update, with timm's warmup; 0: no average
 
     amp: Literal["none", "bfloat16"] = "none"  # autocast on CUDA; the CPU always computes in float32
     compile: bool = False
@@ -113,9 +111,7 @@ class Recipe(pydantic.BaseModel):
             raise ValueError(f"batch_size ({self.batch_size}) must be even for mixup or cutmix")
         taken = {"num_classes", "drop_path_rate"} & set(self.model_kwargs)
         if taken:
-            raise ValueError(
-                f"model_kwargs must not set {min(taken)}, which comes from the data or drop_path"
-            )
+            raise ValueError(f"model_kwargs must not set {min(taken)}, which comes from the data or drop_path")
         return self
 
 
@@ -180,9 +176,7 @@ def open_training_set(spec: str) -> ImageSet:
         raise InputError("'demo' is a test set and must not be trained on: give a folder of training images")
     root = Path(spec).expanduser()
     if not root.is_dir():
-        raise InputError(
-            f"no folder '{spec}' to train on: give one of Fashion-MNIST files or of class folders"
-        )
+        raise InputError(f"no folder '{spec}' to train on: give one of Fashion-MNIST files or of class folders")
     looks_like_idx = any(root.glob("*-ubyte*")) or (root / "FashionMNIST").is_dir()
     return fashion_mnist_train(root) if looks_like_idx else open_dataset(spec)
 
@@ -270,9 +264,7 @@ class Source(Protocol):
 class _InMemory:
     """All images as one uint8 tensor on the device: no decoding, no worker processes."""
 
-    def __init__(
-        self, images: ArrayImages, split: _Split, recipe: Recipe, config: Any, device: torch.device
-    ) -> None:
+    def __init__(self, images: ArrayImages, split: _Split, recipe: Recipe, config: Any, device: torch.device) -> None:
         pixels = torch.from_numpy(images.pixels)
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2).contiguous()
         self._pixels, self._labels = pixels.to(device), torch.from_numpy(images.labels).to(device)
@@ -375,9 +367,7 @@ def _split(images: ImageSet, recipe: Recipe) -> _Split:
     return _Split(np.setdiff1d(everything, held), held)
 
 
-def _source(
-    images: ImageSet, split: _Split, recipe: Recipe, config: Any, device: torch.device, workers: int
-) -> Source:
+def _source(images: ImageSet, split: _Split, recipe: Recipe, config: Any, device: torch.device, workers: int) -> Source:
     """In memory where the images already are what the model takes and no per-image transform is asked for."""
     if isinstance(images, ArrayImages) and recipe.crop_scale is None and recipe.auto_augment is None:
         channels = 1 if images.pixels.ndim == 3 else 3
@@ -394,12 +384,8 @@ class _Trainer:
         kwargs = {**recipe.model_kwargs, "num_classes": classes, "drop_path_rate": recipe.drop_path}
         self.model = build_model(recipe.model, **kwargs).to(device)
         self.config = data_config(self.model)
-        self._forward: Callable[[Tensor], Tensor] = (
-            torch.compile(self.model) if recipe.compile else self.model
-        )
-        self.ema = (
-            ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
-        )
+        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.compile else self.model
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
         self.optimizer = _optimizer(recipe, self.model)
         self._scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -530,17 +516,13 @@ def _epochs(trainer: _Trainer, source: Source) -> Iterator[CurveRow]:
         # One transfer an epoch: reading every loss would make the host wait for every update.
         loss = torch.stack(losses).mean().item()
         if not math.isfinite(loss):
-            raise InputError(
-                f"training diverged: the loss is {loss} in epoch {epoch}; lower lr or set clip_grad"
-            )
+            raise InputError(f"training diverged: the loss is {loss} in epoch {epoch}; lower lr or set clip_grad")
         plain = trainer.top1(trainer.model, source.holdout_batches())
         averaged = trainer.top1(trainer.ema.module, source.holdout_batches()) if trainer.ema else None
         yield CurveRow(epoch, lr, loss, plain, averaged, time.perf_counter() - began)
 
 
-def _card(
-    recipe: Recipe, images: ImageSet, device: torch.device, last: CurveRow, seconds: float
-) -> dict[str, Any]:
+def _card(recipe: Recipe, images: ImageSet, device: torch.device, last: CurveRow, seconds: float) -> dict[str, Any]:
     cuda = device.type == "cuda"
     return {
         "model": recipe.model,
@@ -551,9 +533,7 @@ def _card(
         "weights": "moving average, last epoch" if recipe.ema_decay else "last epoch",
         "holdout_top1": last.holdout_top1_ema if recipe.ema_decay else last.holdout_top1,
         "train_loss": last.train_loss,
-        "hardware": torch.cuda.get_device_name(device)
-        if cuda
-        else platform.processor() or platform.machine(),
+        "hardware": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
         "precision": recipe.amp if cuda and recipe.amp != "none" else "float32",
         "versions": {
             "python": platform.python_version(),
@@ -576,9 +556,7 @@ def _write_curve(path: Path, rows: Sequence[CurveRow]) -> None:
     writer = csv.DictWriter(text, [f.name for f in fields(CurveRow)], lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        cells = {
-            key: f"{value:.6g}" if isinstance(value, float) else value for key, value in asdict(row).items()
-        }
+        cells = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in asdict(row).items()}
         writer.writerow(cells)
     _write(path, text.getvalue().encode())
 
@@ -605,9 +583,7 @@ def _main() -> int:
     parser.add_argument("recipe", help="TOML file or the name of a shipped recipe")
     parser.add_argument("--data", required=True, help="folder of training images")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's key"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's key")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
     parser.add_argument("--workers", default=0, type=int)
     given = parser.parse_args()

@@ -1,0 +1,100 @@
+"""Tables of what there is: methods, models, data sets, experiments, and FLOPs without data."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rich.table import Table
+
+from tokenmerge_bench.budgets import Solver, Unreachable, reduce_with
+from tokenmerge_bench.counting import count
+from tokenmerge_bench.display import short_knob
+from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
+from tokenmerge_bench.models import build_model, list_models
+from tokenmerge_bench.options import layers_text, parse_layers, parse_method
+from tokenmerge_bench.registry import methods
+
+
+def methods_table() -> Table:
+    """Every method with its knob, its default layers and its options (defaults first)."""
+    table = Table("method", "what it does", "knob", "blocks", "options", show_lines=True)
+    for name, cls in methods().items():
+        reducer = cls()
+        options = "\n".join(
+            f"{field.name}={field.default}".lower()
+            if isinstance(field.default, bool)
+            else f"{field.name}={field.default}"
+            for field in dataclasses.fields(cls.options_type)
+        )
+        summary = (cls.__doc__ or "").strip().splitlines()[0].partition(" Options:")[0]
+        blocks = f"{layers_text(reducer.layers)} {reducer.site}"
+        table.add_row(name, summary, reducer.knob.flag, blocks, options)
+    return table
+
+
+def models_table() -> Table:
+    """Models known to work, and where their weights come from."""
+    table = Table("model", "weights")
+    for model in list_models():
+        table.add_row(model.name, model.source)
+    table.caption = "Any other timm VisionTransformer of pre-norm blocks works too, with --weights FILE."
+    return table
+
+
+def datasets_table() -> Table:
+    """What `--dataset` takes."""
+    table = Table("data set", "what it is")
+    table.add_row("demo", "10,000 test images of Fashion-MNIST, inside the package, for deit_micro_patch2_28")
+    table.add_row("DIR", "a folder with one folder of images per ImageNet class, named by WordNet id (n01440764, ...)")
+    return table
+
+
+def experiments_table() -> Table:
+    """The experiments that ship with the package."""
+    table = Table("experiment", "models", "data set", "methods")
+    for name in shipped():
+        experiment = load_experiment(name)
+        table.add_row(name, ", ".join(experiment.models), experiment.dataset, ", ".join(experiment.methods))
+    return table
+
+
+def flops_table(experiment: Experiment, model: str) -> Table:
+    """Token schedules and MACs of one model, counted by fvcore on the attached model and checked by the closed form."""
+    network = build_model(model).eval()
+    solver = Solver(network)
+    layers = parse_layers(experiment.layers) if experiment.layers else None
+    table = Table(
+        "method",
+        "budget",
+        "setting",
+        "tokens leaving each block",
+        title=f"{model}, GFLOPs of one image",
+        title_justify="left",
+    )
+    for heading in ("GFLOPs", "reducer", "saved"):
+        table.add_column(heading, justify="right")
+    tokens = _tokens(solver.unreduced_schedule.mlp_tokens())
+    table.add_row("unreduced", "", "", tokens, f"{solver.unreduced.total / 1e9:.4f}", "", "")
+    for text in experiment.methods:
+        spec = parse_method(text, layers)
+        for budget in experiment.all_budgets():
+            try:
+                found = solver.solve(spec, budget)
+            except Unreachable as error:
+                table.add_row(spec.label, budget.recorded, "unreachable", str(error), "", "", "")
+                continue
+            macs = count(reduce_with(network, spec, found))
+            table.add_row(
+                spec.label,
+                budget.recorded,
+                short_knob(found.knob),
+                _tokens(found.schedule.mlp_tokens()),
+                f"{macs.total / 1e9:.4f}",
+                f"{macs.reducer / 1e9:.4f}",
+                f"{100 * (1 - macs.total / solver.unreduced.total):.1f} %",
+            )
+    return table
+
+
+def _tokens(counts: list[int]) -> str:
+    return short_knob("=" + "/".join(map(str, counts)))[1:].replace("/", " ")
