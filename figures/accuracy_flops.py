@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -44,7 +45,6 @@ def panel(
     markers: dict[str, str],
 ) -> None:
     """One model: lines over the settings, bands for the intervals, small dots for single seeds."""
-    unreduced = rows[rows["method"] == UNREDUCED].iloc[0]
     for label, colour in colours.items():
         line = rows[rows["label"] == label].sort_values("gflops")
         if line.empty:
@@ -55,23 +55,32 @@ def panel(
             names = results["method"] + results["options"].map(lambda o: f":{o}" if isinstance(o, str) and o else "")
             single = results[(names == label) & (results["status"] == "ok")]
             ax.plot(single["gflops"], single["top1"], ".", color=colour, markersize=3, alpha=0.7)
-    ax.axhline(unreduced["top1"], color="0.4", linestyle="--", linewidth=0.8)
-    ax.plot(
-        unreduced["gflops"], unreduced["top1"], marker="*", color="0.2", markersize=9, linestyle="", label="unreduced"
-    )
+    first = rows.iloc[0]
     ax.set_xlabel("GFLOPs per image (multiply-accumulates)")
     ax.set_ylabel("top-1 accuracy (%)")
     ax.set_title(
-        f"{unreduced['model']} on {unreduced['dataset']}, {int(unreduced['n_images'])} images",
-        loc="left",
-        fontsize="medium",
+        f"{first['model']} on {first['dataset']}, {int(first['n_images'])} images", loc="left", fontsize="medium"
     )
-    full = float(unreduced["gflops"])
-    top = ax.secondary_xaxis("top", functions=(lambda x: x / full, lambda f: f * full))
+    sns.despine(ax=ax)
+    for unreduced in rows[rows["method"] == UNREDUCED].to_dict("records"):  # none if that point failed
+        mark_unreduced(ax, unreduced["gflops"], unreduced["top1"])
+
+
+def mark_unreduced(ax: Axes, gflops: float, top1: float) -> None:
+    """The unreduced model as a star with a level line, and its FLOPs as the unit of a second axis."""
+    ax.axhline(top1, color="0.4", linestyle="--", linewidth=0.8)
+    ax.plot(gflops, top1, marker="*", color="0.2", markersize=9, linestyle="", label="unreduced")
+
+    def fraction(x: Any) -> Any:
+        return x / gflops
+
+    def absolute(x: Any) -> Any:
+        return x * gflops
+
+    top = ax.secondary_xaxis("top", functions=(fraction, absolute))
     top.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     top.set_xlabel("of the unreduced FLOPs", fontsize="small")
     top.tick_params(labelsize="small")
-    sns.despine(ax=ax, top=False)
 
 
 def save(results: pd.DataFrame, folder: Path) -> list[Path]:

@@ -1,7 +1,7 @@
 """DHTM: Dynamic Hierarchical Token Merging. Haroun et al., VISAPP 2025, Algorithm 1.
 
-In each selected layer, k times: among all pairs of spatially adjacent tokens take the most similar one and replace it by its
-mean. It is agglomerative clustering constrained to the grid graph. Training-free.
+In each selected layer, k times: among all pairs of spatially adjacent tokens take the most similar one and replace
+it by its mean. It is agglomerative clustering constrained to the grid graph. Training-free.
 """
 
 from __future__ import annotations
@@ -86,7 +86,8 @@ class Dhtm(TokenReducer):
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """(N + E) C for norms and first scores, (D + 2) C for each merge: its mean, norm and D new scores.
 
-        E is the number of edges of a square grid of N tokens (702 or 364 for 196), D the number of neighbours of a pair.
+        E is the number of edges of a square grid of N tokens (702 or 364 for 196), D the number of neighbours of a
+        pair.
         """
         if self.options.connectivity == 8:
             edges, neighbours = 4 * n_in - 6 * math.sqrt(n_in) + 2, 10

@@ -1,8 +1,8 @@
 """DPC-KNN: density-peak clustering with k nearest neighbours. Zeng et al. (TCFormer), CVPR 2022, section 3.2.
 
-As a reducer for plain ViTs it is defined by Haurum et al., "Which Tokens to Use?", ICCV-W 2023. Cluster centres are tokens of high
-density that are far from any denser token; every token joins its nearest centre; a cluster becomes the mean of its
-members. Off the shelf the members weigh the same; trained, a linear layer learns their weights.
+As a reducer for plain ViTs it is defined by Haurum et al., "Which Tokens to Use?", ICCV-W 2023. Cluster centres are
+tokens of high density that are far from any denser token; every token joins its nearest centre; a cluster becomes
+the mean of its members. Off the shelf the members weigh the same; trained, a linear layer learns their weights.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def density_peaks(
 ) -> tuple[Int[Tensor, "B m"], Int[Tensor, "B N"]]:
     """Cluster centres, best first, and the cluster of each token.
 
-    A token's density is rho = exp(-mean of its k smallest squared distances); its separation delta is the distance to the
-    nearest denser token (ties: lower index is denser; the densest gets the largest distance of the image). Centres are the m
-    tokens of largest rho delta, ranked in logarithms so that rho cannot underflow.
+    A token's density is rho = exp(-mean of its k smallest squared distances); its separation delta is the distance
+    to the nearest denser token (ties: lower index is denser; the densest gets the largest distance of the image).
+    Centres are the m tokens of largest rho delta, ranked in logarithms so that rho cannot underflow.
 
     Args:
         distance: token distances divided by sqrt(C).
@@ -112,5 +112,6 @@ class DpcKnn(TokenReducer):
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """N^2 C for distances, N k + N^2 for densities and separations, N C for the means (N C for the scores)."""
+        o: DpcKnnOptions = self.options
         means = n_in * width * (2 if self.learned else 1)
-        return n_in**2 * width + n_in * self.options.k + n_in**2 + means
+        return n_in**2 * width + n_in * o.k + n_in**2 + means

@@ -1,7 +1,8 @@
 """K-Medoids token pooling. Marin et al. ("Token Pooling in Vision Transformers"), WACV 2023, section 3.3.
 
-As a reducer for plain ViTs it is defined by Haurum et al., "Which Tokens to Use?", ICCV-W 2023. Clusters are refined from the most
-attended tokens; each cluster is replaced by its medoid, which is a selection of tokens, not a mean.
+As a reducer for plain ViTs it is defined by Haurum et al., "Which Tokens to Use?", ICCV-W 2023. Clusters are
+refined from the most attended tokens; each cluster is replaced by its medoid, which is a selection of tokens, not a
+mean.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ def weighted_medoids(
     """Medoid tokens and the cluster of each token. Clusters start at, and keep the order of, the m heaviest tokens.
 
     Each round assigns tokens to the nearest medoid (ties: lower cluster) and then moves all medoids at once:
-    `weighted` to the member of least sum over members j of w_j D_ij, leaving an empty cluster's medoid; `tokenreduction` to
-    the member of least w_i times the sum of D_ij over *all* tokens, sending an empty cluster to token 0.
+    `weighted` to the member of least sum over members j of w_j D_ij, leaving an empty cluster's medoid;
+    `tokenreduction` to the member of least w_i times the sum of D_ij over *all* tokens, sending an empty cluster to
+    token 0.
     """
     n = distance.shape[1]
     medoids = weights.argsort(dim=1, descending=True, stable=True)[:, :m]
@@ -107,8 +109,9 @@ class KMedoids(TokenReducer):
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """N^2 C for distances, then per round N M for assigning and N^2 (`tokenreduction`: M N^2) for the sums."""
-        sums = n_in**2 * (n_out if self.options.variant == "tokenreduction" else 1)
-        return n_in**2 * width + self.options.iters * (n_in * n_out + sums)
+        o: KMedoidsOptions = self.options
+        sums = n_in**2 * (n_out if o.variant == "tokenreduction" else 1)
+        return n_in**2 * width + o.iters * (n_in * n_out + sums)
 
 
 def received_attention(tokens: Tokens, queries: Literal["all", "cls"]) -> Float[Tensor, "B N"]:

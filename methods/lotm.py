@@ -1,7 +1,8 @@
 """LoTM: merging of horizontal neighbours. Haroun et al., ICONIP 2024 ("Leveraging local similarity for token merging").
 
-Only pairs of horizontally adjacent tokens are candidates; they are ranked once by cosine similarity and the k best that do not
-overlap are merged. The paper's abstract and the DHTM paper are the only sources; the rest is the specification's reading.
+Only pairs of horizontally adjacent tokens are candidates; they are ranked once by cosine similarity and the k best
+that do not overlap are merged. The paper's abstract and the DHTM paper are the only sources; the rest is the
+specification's reading.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def merge_in_rows(
 ) -> Contraction:
     """Merges k pairs of neighbours in rows, in passes; within a pass a token merges at most once.
 
-    A pass ranks all candidates by (-score, position), goes through them and takes a pair if neither token is taken, until k
-    pairs are merged in all. If fewer were found, the merged rows are ranked anew.
+    A pass ranks all candidates by (-score, position), goes through them and takes a pair if neither token is taken,
+    until k pairs are merged in all. If fewer were found, the merged rows are ranked anew.
 
     Args:
         features: compared and averaged.
@@ -134,8 +135,9 @@ def _disjoint(
 ) -> Bool[Tensor, "B N"]:
     """Greedy selection of non-overlapping pairs (slot, right of slot) in the given order.
 
-    A pair that ranks before both pairs it overlaps is in the greedy selection; taking all such pairs at once and dropping
-    what they block gives the greedy selection itself. A row needs at most half as many rounds as it has tokens.
+    A pair that ranks before both pairs it overlaps is in the greedy selection; taking all such pairs at once and
+    dropping what they block gives the greedy selection itself. A row needs at most half as many rounds as it has
+    tokens.
     """
     n = order.shape[1]
     slots = torch.arange(n, device=order.device).expand(order.shape)

@@ -1,7 +1,7 @@
 """Random merging: the ablation of DHTM's criterion. Haroun et al., VISAPP 2025, ablation study (Figure 4).
 
-Everything is as in DHTM (adjacency with contraction, averaging, proportional attention) but the pair, which is drawn at random.
-Each image has its own random numbers, from (seed, image, block). Report several seeds.
+Everything is as in DHTM (adjacency with contraction, averaging, proportional attention) but the pair, which is
+drawn at random. Each image has its own random numbers, from (seed, image, block). Report several seeds.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def contract_at_random(
     """
     book = Contraction(sizes.to(torch.promote_types(sizes.dtype, torch.float32)), averaging)
     touching = touching.clone()
-    later = torch.ones(touching.shape[1:], dtype=torch.bool, device=touching.device).triu(1)
+    slots = torch.arange(touching.shape[1], device=touching.device)
+    pairs = touching.triu(1).sum(2)  # of each slot with later ones; kept up to date, as recounting costs N^2 a step
     for step in range(draws.shape[1]):
         u, v = draws[:, step, :1], draws[:, step, 1:]
         if pair == "token_neighbor":
@@ -69,9 +70,13 @@ def contract_at_random(
             second = _pick(_row(touching, first), v)
             i, j = torch.minimum(first, second), torch.maximum(first, second)
         else:
-            i, j = _pick_edge(touching & later, u)
+            i, j = _pick_edge(touching, pairs, u)
         book.merge(i, j)
-        _contract(touching, i, j)
+        old_i, old_j = _row(touching, i), _row(touching, j)
+        union = (old_i | old_j) & (slots != i) & (slots != j)
+        _contract(touching, union, i, j)
+        gained = (union & (slots < i)).long() - (old_i & (slots < i)).long() - (old_j & (slots < j)).long()
+        pairs = (pairs + gained).scatter(1, j, 0).scatter(1, i, (union & (slots > i)).sum(1, keepdim=True))
     return book
 
 
@@ -82,13 +87,16 @@ def _pick(mask: Bool[Tensor, "B N"], u: Float[Tensor, "B 1"]) -> Int[Tensor, "B 
     return (passed > number).int().argmax(1, keepdim=True)
 
 
-def _pick_edge(upper: Bool[Tensor, "B N N"], u: Float[Tensor, "B 1"]) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B 1"]]:
-    """Row and column of the true entry number floor(u * count), in row-major order."""
-    passed = upper.sum(2).cumsum(1)
+def _pick_edge(
+    touching: Bool[Tensor, "B N N"], pairs: Int[Tensor, "B N"], u: Float[Tensor, "B 1"]
+) -> tuple[Int[Tensor, "B 1"], Int[Tensor, "B 1"]]:
+    """Row and column (row < column) of pair number floor(u * count), in row-major order."""
+    passed = pairs.cumsum(1)
     number = _floor_below(u, passed[:, -1:])
     i = (passed > number).int().argmax(1, keepdim=True)
-    before = torch.where(i > 0, passed.gather(1, (i - 1).clamp_min(0)), 0)
-    j = (_row(upper, i).cumsum(1) > number - before).int().argmax(1, keepdim=True)
+    before = passed.gather(1, i) - pairs.gather(1, i)
+    later = _row(touching, i) & (torch.arange(touching.shape[1], device=touching.device) > i)
+    j = (later.cumsum(1) > number - before).int().argmax(1, keepdim=True)
     return i, j
 
 
@@ -100,10 +108,10 @@ def _row(matrix: Bool[Tensor, "B N N"], i: Int[Tensor, "B 1"]) -> Bool[Tensor, "
     return matrix.gather(1, i[..., None].expand(-1, -1, matrix.shape[2])).squeeze(1)
 
 
-def _contract(touching: Bool[Tensor, "B N N"], i: Int[Tensor, "B 1"], j: Int[Tensor, "B 1"]) -> None:
-    """In place: slot i gets the neighbours of i and j, slot j none."""
-    slots = torch.arange(touching.shape[1], device=touching.device)
-    union = (_row(touching, i) | _row(touching, j)) & (slots != i) & (slots != j)
+def _contract(
+    touching: Bool[Tensor, "B N N"], union: Bool[Tensor, "B N"], i: Int[Tensor, "B 1"], j: Int[Tensor, "B 1"]
+) -> None:
+    """In place: slot i gets the neighbours in `union`, slot j none."""
     images = torch.arange(touching.shape[0], device=touching.device)[:, None]
     touching[images, j] = False
     touching[images, :, j] = False

@@ -1,7 +1,8 @@
 """ToMe: Token Merging. Bolya et al., ICLR 2023, section 3 (bipartite soft matching) and 3.3 (proportional attention).
 
-In each block the tokens are split by the parity of their position; each of one half proposes its most similar partner in the
-other half, by the cosine of the attention keys, and the r best proposals are merged. Training-free or trained.
+In each block the tokens are split by the parity of their position; each of one half proposes its most similar
+partner in the other half, by the cosine of the attention keys, and the r best proposals are merged. Training-free
+or trained.
 """
 
 from __future__ import annotations

@@ -169,9 +169,7 @@ def dhtm(
     averaging: str = "size",
     threshold: float | None = None,
 ) -> Result:
-    return greedy(
-        tokens, lambda now: adjacent_pairs(now, columns, connectivity), k, similarity, averaging, threshold
-    )
+    return greedy(tokens, lambda now: adjacent_pairs(now, columns, connectivity), k, similarity, averaging, threshold)
 
 
 def random_merging(

@@ -108,9 +108,7 @@ def test_ids_of_a_folder_depend_on_the_path_alone(folder: Path) -> None:
     ids = dict(zip(before.paths, before.ids.tolist(), strict=True))
     # First 8 bytes of sha256("n01443537/b.PNG"), masked to 63 bits; computed by sha256sum.
     assert ids["n01443537/b.PNG"] == 0x07EA8639A5FA3A9A
-    assert {path: ids[path] for path in after.paths} == dict(
-        zip(after.paths, after.ids.tolist(), strict=True)
-    )
+    assert {path: ids[path] for path in after.paths} == dict(zip(after.paths, after.ids.tolist(), strict=True))
     assert (before.ids >= 0).all()
     assert before.fingerprint != after.fingerprint
 

@@ -180,7 +180,9 @@ CASES = pytest.mark.parametrize(("knob", "sites", "fewest"), cases(), ids=case_n
 
 @CASES
 @pytest.mark.parametrize("n0", [196, 49])
-def test_candidates_go_from_nothing_to_everything_in_small_steps(knob: Knob, sites: int, fewest: Fewest, n0: int) -> None:
+def test_candidates_go_from_nothing_to_everything_in_small_steps(
+    knob: Knob, sites: int, fewest: Fewest, n0: int
+) -> None:
     values = list(knob.candidates(n0, sites, fewest))
     counts = [knob.counts(value, n0, sites, fewest) for value in values]  # feasible: none raises
     assert counts[0] == (n0,) * sites

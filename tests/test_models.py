@@ -60,9 +60,7 @@ def test_data_config_is_that_of_fashion_mnist(demo: nn.Module) -> None:
     assert (config["mean"], config["std"], config["crop_pct"]) == ((0.2860,), (0.3530,), 1.0)
 
 
-def test_safetensors_load_strictly_in_eval_mode(
-    tmp_path: Path, demo: nn.Module, state: dict[str, Tensor]
-) -> None:
+def test_safetensors_load_strictly_in_eval_mode(tmp_path: Path, demo: nn.Module, state: dict[str, Tensor]) -> None:
     save_file(state, tmp_path / "mine.safetensors")
     loaded = load_model(DEMO_MODEL, tmp_path / "mine.safetensors", device=CPU)
     assert not loaded.model.training
@@ -92,9 +90,7 @@ def test_fingerprint_sees_one_changed_value(demo: nn.Module, state: dict[str, Te
 
 
 @pytest.mark.parametrize("wrap", [None, "model", "state_dict"])
-def test_torch_files_load_plain_or_wrapped(
-    tmp_path: Path, state: dict[str, Tensor], wrap: str | None
-) -> None:
+def test_torch_files_load_plain_or_wrapped(tmp_path: Path, state: dict[str, Tensor], wrap: str | None) -> None:
     torch.save(state if wrap is None else {wrap: state, "epoch": 3}, tmp_path / "w.pth")
     loaded = load_model(DEMO_MODEL, tmp_path / "w.pth", device=CPU)
     assert torch.equal(loaded.model.get_parameter("head.weight"), state["head.weight"])
@@ -132,9 +128,7 @@ def test_wider_weights_load_with_model_kwargs(tmp_path: Path) -> None:
     assert loaded.model(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
 
 
-def test_weights_of_another_architecture_are_refused_by_name(
-    tmp_path: Path, state: dict[str, Tensor]
-) -> None:
+def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path, state: dict[str, Tensor]) -> None:
     del state["cls_token"]
     state["extra"], state["pos_embed"] = torch.zeros(1), torch.zeros(1, 50, 64)
     save_file(state, tmp_path / "other.safetensors")
@@ -150,9 +144,7 @@ def test_weights_of_another_architecture_are_refused_by_name(
 
 def test_long_lists_of_differences_are_cut(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(
-        InputError, match=r"152 missing: cls_token, pos_embed, [\w.]+, \.\.\.; 1 unexpected: x;"
-    ):
+    with pytest.raises(InputError, match=r"152 missing: cls_token, pos_embed, [\w.]+, \.\.\.; 1 unexpected: x;"):
         load_model(DEMO_MODEL, tmp_path / "x.safetensors", device=CPU)
 
 

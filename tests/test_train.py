@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenmerge_bench.augment import Augment, normalize, pad_crop, random_hflip
+from tokenmerge_bench.augment import Augment, normalize, pad_crop, random_erase, random_hflip
 from tokenmerge_bench.data import ArrayImages
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL, load_model
@@ -106,9 +106,7 @@ FULL = {
 
 
 @pytest.mark.parametrize("changes", [FULL, {"auto_augment": "rand-m5-mstd0.5", "crop_scale": (0.6, 1.0)}])
-def test_the_same_seed_gives_the_same_weights(
-    toy: ArrayImages, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_the_same_seed_gives_the_same_weights(toy: ArrayImages, tmp_path: Path, changes: dict[str, Any]) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         run(toy, tmp_path / name, epochs=1, seed=seed, **changes)
     a, b, c = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "abc")
@@ -177,12 +175,8 @@ def test_what_timm_does_not_know_is_named(
         run(toy, tmp_path, **changes)
 
 
-def test_the_card_names_no_absolute_path(
-    toy: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        sys, "argv", [str(tmp_path / "tmbench"), "train", "--out", str(tmp_path / "o"), "x=1"]
-    )
+def test_the_card_names_no_absolute_path(toy: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "tmbench"), "train", "--out", str(tmp_path / "o"), "x=1"])
     assert run(toy, tmp_path / "o", epochs=1)["command"] == "tmbench train --out o x=1"
 
 
@@ -206,9 +200,7 @@ GOOD = 'model = "m"\nepochs = 3\nbatch_size = 4\nlr = 1e-3\n'
 
 def test_the_shipped_recipe_reads_and_overrides_apply(tmp_path: Path) -> None:
     assert read_recipe("demo").model == DEMO_MODEL
-    changed = read_recipe(
-        "demo", ["epochs=30", "model_kwargs.embed_dim=96", "amp=none", "crop_scale=[0.5, 1.0]"]
-    )
+    changed = read_recipe("demo", ["epochs=30", "model_kwargs.embed_dim=96", "amp=none", "crop_scale=[0.5, 1.0]"])
     assert (changed.epochs, changed.model_kwargs, changed.amp) == (30, {"embed_dim": 96}, "none")
     assert changed.crop_scale == (0.5, 1.0)
     assert read_recipe(write(tmp_path / "r.toml", GOOD)).lr == 1e-3
@@ -290,13 +282,31 @@ def test_normalize_uses_each_channels_own_numbers() -> None:
     assert normalize(images, (0.5, 0.2), (0.25, 0.4)).flatten().tolist() == pytest.approx([2.0, 2.0])
 
 
+def test_boxes_are_erased_from_the_share_of_images_asked_for() -> None:
+    images = torch.zeros(2000, 2, 24, 30)
+    erased = random_erase(images, 0.4, torch.Generator().manual_seed(0)) != 0
+    assert erased[:, 0].equal(erased[:, 1])  # all channels
+    rows, columns = erased[:, 0].any(2), erased[:, 0].any(1)
+    assert (rows[:, :, None] & columns[:, None, :]).equal(erased[:, 0])  # what is erased is rows x columns
+    for span in (rows, columns):
+        assert (span.diff(dim=1).sum(1) <= 2).all()  # of one run each
+        assert (span.float().mean(0) > 0.01).all()  # which reaches every pixel
+    shares = erased[:, 0].float().mean((1, 2))
+    hit = shares > 0
+    assert 700 < int(hit.sum()) < 900
+    assert 0.01 < shares[hit].min() < 0.05
+    assert 0.30 < shares.max() < 0.36
+    assert shares[hit].mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
+    assert random_erase(images, 0.0) is images
+
+
 def test_augment_leaves_its_input_alone_and_erases_when_asked() -> None:
     images = torch.full((8, 1, 28, 28), 128, dtype=torch.uint8)
     kept = images.clone()
     config: dict[str, object] = {"mean": (0.5,), "std": (0.5,)}
     generator = torch.Generator().manual_seed(0)
-    plain = Augment(config, pad=0, hflip=0.5, erasing=0.0, device=CPU, generator=generator)(images)
-    erased = Augment(config, pad=0, hflip=0.5, erasing=1.0, device=CPU, generator=generator)(images)
+    plain = Augment(config, pad=0, hflip=0.5, erasing=0.0, generator=generator)(images)
+    erased = Augment(config, pad=0, hflip=0.5, erasing=1.0, generator=generator)(images)
     assert images.equal(kept)
     assert (plain == plain[0, 0, 0, 0]).all()
     assert (erased != plain).flatten(1).any(1).all()

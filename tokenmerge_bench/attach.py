@@ -5,9 +5,9 @@ with proportional attention, are wrapped; everything else is the stock object. T
 number of attachments can share it, and detaching is dropping the wrapper.
 
 Only one thing of timm is restated: the two residual lines of `timm.models.vision_transformer.Block`, and only in a
-block that reduces at `mid`, because a reduction between them cannot be wrapped from outside. Everything else (attention,
-q/k-norm, LayerScale, drop path, prefix tokens, heads) is timm's own code. Proportional attention uses the `attn_mask`
-that timm's attention takes; keys, attention weights and attention
+block that reduces at `mid`, because a reduction between them cannot be wrapped from outside. Everything else
+(attention, q/k-norm, LayerScale, drop path, prefix tokens, heads) is timm's own code. Proportional attention uses
+the `attn_mask` that timm's attention takes; keys, attention weights and attention
 outputs are read by recorders that stand in for its `k_norm`, `attn_drop` and `proj_drop`.
 """
 
@@ -68,13 +68,21 @@ def geometry(model: nn.Module) -> Geometry:
             )
         if type(block.attn) is not Attention:
             raise InputError(
-                f"the attention of block {index} is a {type(block.attn).__name__}, which is not supported; supported is "
-                "timm.layers.Attention."
+                f"the attention of block {index} is a {type(block.attn).__name__}, which is not supported; supported "
+                "is timm.layers.Attention."
             )
     if not isinstance(vit.patch_drop, nn.Identity):
         raise InputError("the model drops patches at random (patch_drop_rate > 0); create it with patch_drop_rate=0.")
     rows, columns = vit.patch_embed.grid_size
     return Geometry((rows, columns), vit.num_prefix_tokens, len(vit.blocks), vit.embed_dim, vit.blocks[0].attn.head_dim)
+
+
+def image_shape(model: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a supported ViT takes."""
+    vit = cast(VisionTransformer, model)
+    convolution = next(m for m in vit.patch_embed.modules() if isinstance(m, nn.Conv2d))
+    height, width = vit.patch_embed.img_size
+    return convolution.in_channels, height, width
 
 
 @dataclass
@@ -197,10 +205,8 @@ class ReducedViT(nn.Module):
             **(tap.collect(prefix) if tap is not None else {}),
         )
         with torch.autocast(x.device.type, enabled=False):
-            if self.replay is not None:
-                assignment = self.replay[step_index]
-            else:
-                assignment = reducer.assign(tokens, step.n_out)
+            replayed = None if self.replay is None else self.replay[step_index]
+            assignment = replayed or reducer.assign(tokens, step.n_out)
             merged = assignment.merge(reducer.values(patches))
         state.sizes = torch.cat([sizes[:, :prefix], assignment.merge_sizes(sizes[:, prefix:])], dim=1)
         state.proportional = state.proportional or reducer.proportional_attention

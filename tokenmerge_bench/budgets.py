@@ -95,8 +95,8 @@ class Solver:
         if budget.kind not in ("fraction", "gflops"):
             if budget.kind != reducer.knob.name:
                 raise InputError(
-                    f"{spec.label} has no knob '{budget.kind}' (its own is {reducer.knob.flag}); use --budgets or --gflops "
-                    "to compare it with methods that do."
+                    f"{spec.label} has no knob '{budget.kind}' (its own is {reducer.knob.flag}); use --budgets or "
+                    "--gflops to compare it with methods that do."
                 )
             return self.at(spec, reducer.knob.parse(budget.text))
         unit = self.unreduced.total if budget.kind == "fraction" else 1e9

@@ -177,8 +177,8 @@ def flops(
     [bold]tmbench flops --models deit_small_patch16_224 --methods dhtm,random --k 0,40,48[/bold]
     """
     _load_plugins(plugin)
-    from tokenmerge_bench.listings import flops_table
     from tokenmerge_bench.experiment import load_experiment
+    from tokenmerge_bench.listings import flops_table
 
     experiment = load_experiment(
         "demo",

@@ -1,8 +1,8 @@
 """Greedy contraction of a token graph: the loop that DHTM, random merging and iterative LoTM share.
 
-Tokens keep their slot; merging j into i (i < j) gives slot i the union and leaves slot j dead. `Contraction` books who owns
-whom and with which share, and turns the result into an assignment. Everything is batched: each step merges one pair in
-every image.
+Tokens keep their slot; merging j into i (i < j) gives slot i the union and leaves slot j dead. `Contraction` books
+who owns whom and with which share, and turns the result into an assignment. Everything is batched: each step merges
+one pair in every image.
 """
 
 from __future__ import annotations
@@ -96,8 +96,9 @@ def contract_most_similar(
 ) -> Contraction:
     """Merges, `steps` times in each image, the two adjacent tokens that are most similar (DHTM, Algorithm 1).
 
-    After a merge the union of the two replaces them, its neighbours are those of both, and its similarities are computed
-    anew from its mean feature, so a token may be merged again. Exact ties go to the lexicographically smallest pair.
+    After a merge the union of the two replaces them, its neighbours are those of both, and its similarities are
+    computed anew from its mean feature, so a token may be merged again. Exact ties go to the lexicographically
+    smallest pair.
 
     Args:
         features: compared features; averaged along with the tokens.
@@ -115,7 +116,7 @@ def contract_most_similar(
     described = describe(x, similarity)
     low, high = edges[..., 0], edges[..., 1]
     n = x.shape[1]
-    scores = pair_similarity(gather_rows(described, low), gather_rows(described, high), similarity)
+    scores = _no_nan(pair_similarity(gather_rows(described, low), gather_rows(described, high), similarity))
     scores = scores.masked_fill(low == high, -torch.inf)
     least = -torch.inf if threshold is None else threshold
     for _ in range(steps):
@@ -139,8 +140,13 @@ def contract_most_similar(
         if similarity == "kl_forward":
             to_new = pair_similarity(described, new.expand_as(described), similarity)
         rescored = torch.where(low == i, from_new.gather(1, other), to_new.gather(1, other))
-        scores = torch.where(is_new, rescored, scores).masked_fill(low == high, -torch.inf)
+        scores = torch.where(is_new, _no_nan(rescored), scores).masked_fill(low == high, -torch.inf)
     return book
+
+
+def _no_nan(scores: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+    """NaN, from features that overflowed, becomes the least score, so that the image's labels stay valid."""
+    return torch.where(scores.isnan(), torch.finfo(scores.dtype).min, scores)
 
 
 def describe(x: Float[Tensor, "B N C"], similarity: Similarity) -> Float[Tensor, "B N C"]:
@@ -163,12 +169,14 @@ def pair_similarity(
     if similarity == "cosine":
         return (a * b).sum(-1)
     if similarity == "euclidean":
-        return -(a - b).square().sum(-1).sqrt()
-    if similarity == "manhattan":
-        return -(a - b).abs().sum(-1)
-    if similarity == "kl":
-        return -0.5 * ((a.exp() - b.exp()) * (a - b)).sum(-1)
-    return -(a.exp() * (a - b)).sum(-1)
+        distance = (a - b).square().sum(-1).sqrt()
+    elif similarity == "manhattan":
+        distance = (a - b).abs().sum(-1)
+    elif similarity == "kl":
+        distance = ((a.exp() - b.exp()) * (a - b)).sum(-1) / 2
+    else:
+        distance = (a.exp() * (a - b)).sum(-1)
+    return torch.neg(distance)
 
 
 def gather_rows(x: Float[Tensor, "B N C"], index: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:

@@ -3,9 +3,10 @@
 * `closed_form` adds up the layers of a model for a token schedule. It needs no forward pass; the budget solver uses it.
 * `traced` counts the operators of a real forward pass of the attached model with fvcore. It is what gets reported.
 
-The two must agree within 0.1 %, or `count` refuses the result. Both charge 5 MACs per element of an affine LayerNorm, as
-fvcore does, and nothing for elementwise operations, softmax and data movement. The reducers' own arithmetic is counted
-by their formulae (`TokenReducer.macs`) in both, because selection loops have no meaningful operator count.
+The two must agree within 0.1 %, or `count` refuses the result. Both charge 5 MACs per element of an affine
+LayerNorm, as fvcore does, and nothing for elementwise operations, softmax and data movement. The reducers' own
+arithmetic is counted by their formulae (`TokenReducer.macs`) in both, because selection loops have no meaningful
+operator count.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fvcore.nn import FlopCountAnalysis
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from tokenmerge_bench.attach import ReducedViT, geometry
+from tokenmerge_bench.attach import ReducedViT, geometry, image_shape
 from tokenmerge_bench.schedule import Schedule
 
 AGREEMENT = 1e-3
@@ -117,11 +118,9 @@ def traced(reduced: ReducedViT) -> int:
     Raises:
         CountingError: if an operator is neither counted nor on the written list of free ones.
     """
-    vit = cast(VisionTransformer, reduced.detach())
-    parameter = next(vit.parameters())
-    size = vit.patch_embed.img_size
-    assert size is not None
-    image = torch.zeros(1, _in_channels(vit), *size, device=parameter.device, dtype=parameter.dtype)
+    stock = reduced.detach()
+    parameter = next(stock.parameters())
+    image = torch.zeros(1, *image_shape(stock), device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), _evaluating(reduced), _quiet():
         reduced(image)
         try:
@@ -176,7 +175,8 @@ class _Analysis(FlopCountAnalysis):  # type: ignore[misc]
         super().__init__(model, inputs)
         self.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         self.set_op_handle("aten::scaled_dot_product_attention", _attention_macs)
-        self._ignored_ops = self._ignored_ops | set(FREE_OPERATORS)
+        for operator in FREE_OPERATORS:
+            self.set_op_handle(operator, _nothing)
 
 
 def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
@@ -186,6 +186,10 @@ def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
     for extent in query[:-2]:
         heads *= extent
     return int(heads * query[-2] * key[-2] * (query[-1] + value[-1]))
+
+
+def _nothing(inputs: list[Any], outputs: list[Any]) -> int:
+    return 0
 
 
 def _block_cost(block: Block) -> _BlockCost:
@@ -216,11 +220,6 @@ def _norms(module: nn.Module) -> int:
     """MACs per token of the LayerNorms of a module: 5 per channel if affine, else 4, as fvcore charges."""
     layers = [m for m in module.modules() if isinstance(m, nn.LayerNorm)]
     return sum(m.normalized_shape[-1] * (5 if m.elementwise_affine else 4) for m in layers)
-
-
-def _in_channels(vit: VisionTransformer) -> int:
-    convolution = next(m for m in vit.patch_embed.modules() if isinstance(m, nn.Conv2d))
-    return convolution.in_channels
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""What the terminal shows: progress while a sweep runs, tables at the end. Tables go to stdout, everything else to stderr."""
+"""What the terminal shows: progress while a sweep runs, tables at the end. Tables go to stdout, everything else to
+stderr."""
 
 from __future__ import annotations
 

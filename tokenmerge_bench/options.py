@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.registry import method
 from tokenmerge_bench.reducer import Layers, TokenReducer
+from tokenmerge_bench.registry import method
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def make_method(name: str, given: Mapping[str, Any], layers: Layers | None = Non
                 f"{', '.join([*known, 'layers'])}."
             )
     try:
-        options = TypeAdapter(cls.options_type).validate_python(values)
+        options: Any = TypeAdapter(cls.options_type).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else "?"

@@ -71,10 +71,12 @@ def plan(
             except Unreachable as error:
                 reason = str(error)
                 reasons.append(reason)
-            runs = seeds if method.type.stochastic and solution is not None else 1
+            drawn = method.type.stochastic and solution is not None and solution.schedule.steps
+            runs = seeds if drawn else 1
             points += [Point(*identity, method, budget, seed + run, solution, reason) for run in range(runs)]
         if len(reasons) == len(methods):
             raise InputError(
-                f"no method reaches budget {budget.recorded} on {loaded.name}: {'; '.join(reasons)}; ask for another budget."
+                f"no method reaches budget {budget.recorded} on {loaded.name}: {'; '.join(reasons)}; ask for another "
+                "budget."
             )
     return points

@@ -74,7 +74,7 @@ class TokenReducer(nn.Module, ABC):
         super().__init__()
         self.options = self.options_type() if options is None else options
 
-    def build(self, n_in: int, n_out: int, width: int) -> None:  # noqa: B027 - most methods have no parameters
+    def build(self, n_in: int, n_out: int, width: int) -> None:
         """Creates the learned parameters of one site; called once, before the first `assign`."""
 
     @abstractmethod

@@ -8,8 +8,8 @@
     provenance.json   versions, hardware, command, fingerprints
     accuracy_flops.*  the figure
 
-Every file but the journal is written to a temporary name and renamed, so a file that is there is whole. The journal's last
-line may be torn by a kill; it is then dropped and its batch evaluated again.
+Every file but the journal is written to a temporary name and renamed, so a file that is there is whole. The
+journal's last line may be torn by a kill; it is then dropped and its batch evaluated again.
 """
 
 from __future__ import annotations
@@ -123,13 +123,15 @@ class ResultFolder:
         for key, value in evaluation.items():
             if held["evaluation"].get(key) != value:
                 raise InputError(
-                    f"'{self.path}' holds another experiment ({key} was {held['evaluation'].get(key)}, now {value}); {remedy}"
+                    f"'{self.path}' holds another experiment ({key} was {held['evaluation'].get(key)}, now {value}); "
+                    f"{remedy}"
                 )
         dropped = [text for point, text in held["points"].items() if point not in points]
         if dropped:
             more = f" and {len(dropped) - 1} more" if len(dropped) > 1 else ""
             raise InputError(
-                f"'{self.path}' holds another experiment (it has {dropped[0]}{more}, which this command has not); {remedy}"
+                f"'{self.path}' holds another experiment (it has {dropped[0]}{more}, which this command has not); "
+                f"{remedy}"
             )
 
     def _clear(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 SETTING = ["model", "method", "options", "trained", "budget"]
@@ -10,21 +12,23 @@ SETTING = ["model", "method", "options", "trained", "budget"]
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """One row per model, method, options and budget, in the order of the results.
 
-    Accuracies and the bounds of their intervals are means over seeds; `top1_sd` is the sample standard deviation over the
-    seeds (0 for one) and `seeds` their number. `label` is the method with its options, as it is asked for.
+    Accuracies and the bounds of their intervals are means over seeds; `top1_sd` is the sample standard deviation
+    over the seeds (0 for one) and `seeds` their number. `label` is the method with its options, as it is asked for.
     """
     results = results.assign(options=results["options"].fillna(""), knob=results["knob"].fillna(""))
-    rows = []
-    for _, group in results.groupby(SETTING, sort=False, dropna=False):
+    rows: list[dict[Any, Any]] = []
+    groups: dict[Any, pd.DataFrame] = dict(list(results.groupby(SETTING, sort=False, dropna=False)))
+    for group in groups.values():
         good = group[group["status"] == "ok"]
-        row = (good if len(good) else group).iloc[0].to_dict()
+        row: dict[Any, Any] = (good if len(good) else group).to_dict("records")[0]
         if len(good):
             for column in ("top1", "top1_low", "top1_high", "top5", "images_per_s", "latency_ms"):
                 row[column] = good[column].mean()
         row["seeds"] = len(good)
-        row["top1_sd"] = good["top1"].std(ddof=1) if len(good) > 1 else 0.0
+        row["top1_sd"] = float(good["top1"].std(ddof=1)) if len(good) > 1 else 0.0
         row["label"] = f"{row['method']}:{row['options']}" if row["options"] else row["method"]
         rows.append(row)
     # A stable order that keeps a method's budgets together.
     order = {label: i for i, label in enumerate(dict.fromkeys(row["label"] for row in rows))}
-    return pd.DataFrame(sorted(rows, key=lambda row: order[row["label"]]))
+    rows.sort(key=lambda row: order[row["label"]])
+    return pd.DataFrame(rows)

@@ -254,8 +254,8 @@ def _load(model: str, weights: Path | None, hardware: Hardware, images: ImageSet
     classes = loaded.model.num_classes
     if classes != images.classes:
         raise InputError(
-            f"model '{model}' distinguishes {classes} classes but data set '{images.name}' has {images.classes}; give a "
-            "model trained on these classes (--models, --weights) or its data set (--dataset)."
+            f"model '{model}' distinguishes {classes} classes but data set '{images.name}' has {images.classes}; give "
+            "a model trained on these classes (--models, --weights) or its data set (--dataset)."
         )
     return loaded
 

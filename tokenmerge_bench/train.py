@@ -101,7 +101,7 @@ class Recipe(pydantic.BaseModel):
     ema_decay: float = pydantic.Field(default=0.0, ge=0, lt=1)  # per update, with timm's warmup; 0: no average
 
     amp: Literal["none", "bfloat16"] = "none"  # autocast on CUDA; the CPU always computes in float32
-    compile: bool = False
+    compile: Literal["none", "default", "reduce-overhead"] = "none"  # torch.compile's mode on CUDA; never on the CPU
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -233,7 +233,7 @@ class _Lines:
     def epoch(self, row: CurveRow) -> None:
         if row.epoch % self._every == 0 or row.epoch in (1, self._epochs):
             left = (time.perf_counter() - self._began) / row.epoch * (self._epochs - row.epoch)
-            print(f"epoch {row.epoch}/{self._epochs}, {left:.0f} s left, {_describe(row)}", file=sys.stderr)
+            sys.stderr.write(f"epoch {row.epoch}/{self._epochs}, {left:.0f} s left, {_describe(row)}\n")
 
     def close(self) -> None:
         pass
@@ -384,9 +384,11 @@ class _Trainer:
         kwargs = {**recipe.model_kwargs, "num_classes": classes, "drop_path_rate": recipe.drop_path}
         self.model = build_model(recipe.model, **kwargs).to(device)
         self.config = data_config(self.model)
-        self._forward: Callable[[Tensor], Tensor] = torch.compile(self.model) if recipe.compile else self.model
+        self._forward: Callable[[Tensor], Tensor] = self.model
+        if recipe.compile != "none" and device.type == "cuda":
+            self._forward = torch.compile(self.model, mode=recipe.compile)
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
-        self.optimizer = _optimizer(recipe, self.model)
+        self.optimizer = _optimizer(recipe, self.model, device)
         self._scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",
@@ -408,11 +410,12 @@ class _Trainer:
         with self._autocast():
             logits = self._forward(pixels)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         if self.recipe.clip_grad:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
         self.optimizer.step()
+        # Before the next forward pass, whose CUDA graph reuses the gradients' memory.
+        self.optimizer.zero_grad()
         self.updates += 1
         if self.ema is not None:
             self.ema.update(self.model, step=self.updates)
@@ -439,9 +442,10 @@ class _Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    fused: dict[str, Any] = {"fused": True} if device.type == "cuda" and recipe.opt == "adamw" else {}
     try:
-        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
+        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused)
     except ValueError as error:
         known = nearest(recipe.opt, [str(name) for name in list_optimizers()])
         raise InputError(f"timm has no optimizer '{recipe.opt}'{known}; correct the recipe's opt") from error
@@ -507,7 +511,6 @@ def _epochs(trainer: _Trainer, source: Source) -> Iterator[CurveRow]:
         pad=recipe.pad,
         hflip=recipe.hflip,
         erasing=recipe.erasing,
-        device=device,
         generator=torch.Generator(device).manual_seed(recipe.seed),
     )
     for epoch in range(1, recipe.epochs + 1):
@@ -574,28 +577,3 @@ def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     os.replace(temporary, path)
-
-
-def _main() -> int:
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="python -m tokenmerge_bench.train", description=__doc__)
-    parser.add_argument("recipe", help="TOML file or the name of a shipped recipe")
-    parser.add_argument("--data", required=True, help="folder of training images")
-    parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a recipe's key")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", type=torch.device)
-    parser.add_argument("--workers", default=0, type=int)
-    given = parser.parse_args()
-    try:
-        recipe = read_recipe(given.recipe, given.set)
-        card = train(recipe, open_training_set(given.data), given.out, given.device, given.workers)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(card, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(_main())

@@ -38,7 +38,9 @@ def reduce(x: Tensor, grid: tuple[int, int], k: int, cells: Tensor | None = None
     return assignment
 
 
-def check(x: Tensor, grid: tuple[int, int], k: int, expected: dict[tuple[int, ...], list[float]], **options: Any) -> None:
+def check(
+    x: Tensor, grid: tuple[int, int], k: int, expected: dict[tuple[int, ...], list[float]], **options: Any
+) -> None:
     assignment = reduce(x, grid, k, **options)
     assert groups(assignment.labels[0]) == [set(cells) for cells in expected]
     want = torch.tensor(list(expected.values()), dtype=torch.float64)
@@ -96,7 +98,9 @@ def test_d1_c_size_weighted_4_connected() -> None:
         ("kl", {1, 4}, (1, 3, 4), [7.75, 2.25]),
     ],
 )
-def test_d1_e_other_similarities(similarity: str, pair: set[int], merged: tuple[int, ...], feature: list[float]) -> None:
+def test_d1_e_other_similarities(
+    similarity: str, pair: set[int], merged: tuple[int, ...], feature: list[float]
+) -> None:
     assert pair in groups(reduce(image(D1), (2, 3), 1, averaging="plain", similarity=similarity).labels[0])
     expected = {(0,): [8.0, 8.0], merged: feature, (2,): [3.0, 6.0], (5,): [0.0, 1.0]}
     check(image(D1), (2, 3), 2, expected, averaging="plain", similarity=similarity)
@@ -205,7 +209,9 @@ def test_d4_adjacency_persists_through_cells_of_earlier_merges(averaging: str, r
 @pytest.mark.parametrize("averaging", ["plain", "size"])
 def test_d5_ties_go_to_the_lexicographically_smallest_pair(connectivity: int, averaging: str) -> None:
     x = image([[1, 2]] * 6)
-    check(x, (2, 3), 3, {(0, 1, 2, 3): [1, 2], (4,): [1, 2], (5,): [1, 2]}, connectivity=connectivity, averaging=averaging)
+    check(
+        x, (2, 3), 3, {(0, 1, 2, 3): [1, 2], (4,): [1, 2], (5,): [1, 2]}, connectivity=connectivity, averaging=averaging
+    )
 
 
 def test_d6_scores_can_rise_after_a_merge() -> None:

@@ -18,9 +18,7 @@ from tokenmerge_bench.randomness import uniforms
 from tokenmerge_bench.tokens import Tokens
 
 P1 = torch.tensor([[0], [1], [3], [10], [12], [11.5]], dtype=torch.float64)[None]
-P2 = torch.tensor(
-    [[0, 0, 0, 0], [1, 1, 1, 1], [2, 0, 2, 0], [8, 8, 8, 8], [9, 9, 7, 7]], dtype=torch.float64
-)[None]
+P2 = torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1], [2, 0, 2, 0], [8, 8, 8, 8], [9, 9, 7, 7]], dtype=torch.float64)[None]
 
 
 def peaks(x: Tensor, k: int, m: int) -> tuple[list[int], list[int]]:

@@ -36,7 +36,9 @@ def test_k1_start(variant: Variant) -> None:
 
 
 @pytest.mark.parametrize("iters", [1, 3])
-@pytest.mark.parametrize(("variant", "medoids", "values"), [("weighted", [2, 5], [2, 11]), ("tokenreduction", [1, 6], [1, 13])])
+@pytest.mark.parametrize(
+    ("variant", "medoids", "values"), [("weighted", [2, 5], [2, 11]), ("tokenreduction", [1, 6], [1, 13])]
+)
 def test_k1(iters: int, variant: Variant, medoids: list[int], values: list[int]) -> None:
     assert cluster(K1, 2, iters, variant) == (medoids, [0, 0, 0, 0, 1, 1, 1])
     assert [K1[0][i][0] for i in medoids] == values

@@ -41,7 +41,14 @@ def test_l1(window: str, k: int, rows: list[list[float]], averaging: str) -> Non
 
 
 def test_l1_scores_rank_the_candidates() -> None:
-    printed = {(1, 2): 0.997054, (4, 5): 0.992278, (0, 1): 0.970143, (5, 6): 0.832050, (6, 7): 0.707107, (2, 3): 0.316228}
+    printed = {
+        (1, 2): 0.997054,
+        (4, 5): 0.992278,
+        (0, 1): 0.970143,
+        (5, 6): 0.832050,
+        (6, 7): 0.707107,
+        (2, 3): 0.316228,
+    }
     rows = np.array(L1, dtype=np.float64)
     for (i, j), score in printed.items():
         assert ref.cosine(rows[i], rows[j]) == pytest.approx(score, abs=1e-6)

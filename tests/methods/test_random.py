@@ -94,7 +94,9 @@ def first_pairs(pair: Pair, images: int) -> dict[tuple[int, ...], float]:
         ("any", dict.fromkeys([(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)], 1 / 6)),
     ],
 )
-def test_pairs_are_drawn_with_the_probabilities_of_their_kind(pair: Pair, probabilities: dict[tuple[int, int], float]) -> None:
+def test_pairs_are_drawn_with_the_probabilities_of_their_kind(
+    pair: Pair, probabilities: dict[tuple[int, int], float]
+) -> None:
     found = first_pairs(pair, 3000)
     assert set(found) == set(probabilities)
     for merged, probability in probabilities.items():
@@ -102,9 +104,7 @@ def test_pairs_are_drawn_with_the_probabilities_of_their_kind(pair: Pair, probab
 
 
 def drawn(seed: int, image_id: int, block: int) -> list[int]:
-    tokens = Tokens.of(
-        torch.zeros(1, 36, 1), (6, 6), image_ids=torch.tensor([image_id]), block=block, seed=seed
-    )
+    tokens = Tokens.of(torch.zeros(1, 36, 1), (6, 6), image_ids=torch.tensor([image_id]), block=block, seed=seed)
     labels: list[int] = Random().assign(tokens, 12).owner()[0].tolist()
     return labels
 
