@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import HardAssignment
-from tokenmerge_bench.attach import ReducedViT, image_shape
 from tokenmerge_bench.budgets import attach
 from tokenmerge_bench.engine import open_device
 from tokenmerge_bench.models import DEMO_MODEL, build_model, load_model
-from tokenmerge_bench.registry import methods
+from tokenmerge_bench.reduced_vit import ReducedViT, image_shape
+from tokenmerge_bench.registry import list_methods
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def report(model: nn.Module, budget: float, batch: int, device: torch.device, ro
     images = torch.randn(batch, *image_shape(model), device=device)
     ids = torch.arange(batch, device=device)
     runs: dict[str, Callable[[], Tensor]] = {"unreduced": lambda: model(images)}
-    for name in methods():
+    for name in list_methods():
         reduced = attach(model, name, budget=budget)
         runs[name] = lambda reduced=reduced: reduced(images, ids)  # type: ignore[misc]
         dropped = attach(model, f"{name}:prop_attn=off" if has_prop_attn(reduced) else name, budget=budget)
@@ -61,7 +61,7 @@ def report(model: nn.Module, budget: float, batch: int, device: torch.device, ro
     print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {batch}, budget {budget}")
     print(f"unreduced: {batch / base:.0f} images/s")
     print(f"{'method':12} {'speed of unreduced':>19} {'bound (free drop)':>18} {'share of time above bound':>26}")
-    for name in methods():
+    for name in list_methods():
         whole, free = statistics.median(seconds[name]), statistics.median(seconds[f"{name} free drop"])
         print(f"{name:12} {base / whole:19.2f} {base / free:18.2f} {100 * (1 - free / whole):25.0f}%")
 

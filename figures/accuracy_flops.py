@@ -32,8 +32,9 @@ def draw(results: pd.DataFrame) -> Figure:
         )
         for ax, model in zip(axes[0], models, strict=True):
             panel(ax, rows[rows["model"] == model], results[results["model"] == model], colours, markers)
-        handles, names = axes[0][-1].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside right center", frameon=False)
+        # A method may be missing from a panel, so every panel is asked.
+        named = {name: h for ax in axes[0] for h, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(named.values(), named.keys(), loc="outside right center", frameon=False)
     return figure
 
 

@@ -17,7 +17,7 @@ from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.contraction import Averaging, Similarity, contract_most_similar
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.grid import OFFSETS, cell_edges, token_edges
-from tokenmerge_bench.reducer import TokenReducer, reducer
+from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
 

@@ -18,7 +18,7 @@ from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.distances import pairwise_distances
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import KeepRate
-from tokenmerge_bench.reducer import TokenReducer, reducer
+from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
 

@@ -26,7 +26,7 @@ from tokenmerge_bench.contraction import (
 )
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.grid import HORIZONTAL, cell_edges, key_cells, token_edges
-from tokenmerge_bench.reducer import TokenReducer, reducer
+from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
 

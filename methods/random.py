@@ -17,7 +17,7 @@ from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.contraction import Averaging, Contraction
 from tokenmerge_bench.grid import OFFSETS, adjacency, cell_edges
 from tokenmerge_bench.randomness import uniforms
-from tokenmerge_bench.reducer import TokenReducer, reducer
+from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
 Pair = Literal["edge", "token_neighbor", "any"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import RemovedPerBlock, StagedRemoval
-from tokenmerge_bench.reducer import TokenReducer, reducer
+from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
 

@@ -15,9 +15,9 @@ from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, V
 from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import Assignment, HardAssignment
-from tokenmerge_bench.attach import ReducedViT, build_reducers, geometry
+from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.reducer import Need, Site, TokenReducer
+from tokenmerge_bench.reducers import Need, Site, TokenReducer
 from tokenmerge_bench.registry import method
 from tokenmerge_bench.schedule import Schedule, Step, make_schedule
 from tokenmerge_bench.tokens import Tokens

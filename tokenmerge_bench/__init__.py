@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenmerge_bench.assignment import Assignment, HardAssignment, SoftAssignment
-    from tokenmerge_bench.attach import ReducedViT
     from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable, attach
     from tokenmerge_bench.counting import CountingError, Macs, closed_form, count, traced
     from tokenmerge_bench.errors import InputError
     from tokenmerge_bench.options import MethodSpec, parse_method
-    from tokenmerge_bench.reducer import NoOptions, TokenReducer, reducer
-    from tokenmerge_bench.registry import methods
+    from tokenmerge_bench.reduced_vit import ReducedViT
+    from tokenmerge_bench.reducers import NoOptions, TokenReducer, reducer
+    from tokenmerge_bench.registry import list_methods
     from tokenmerge_bench.schedule import Schedule, Step
     from tokenmerge_bench.tokens import Tokens
 
@@ -41,7 +41,7 @@ __all__ = [
     "attach",
     "closed_form",
     "count",
-    "methods",
+    "list_methods",
     "parse_method",
     "reducer",
     "traced",
@@ -56,22 +56,22 @@ _HOME = {
     "InputError": "errors",
     "Macs": "counting",
     "MethodSpec": "options",
-    "NoOptions": "reducer",
-    "ReducedViT": "attach",
+    "NoOptions": "reducers",
+    "ReducedViT": "reduced_vit",
     "Schedule": "schedule",
     "SoftAssignment": "assignment",
     "Solution": "budgets",
     "Solver": "budgets",
     "Step": "schedule",
-    "TokenReducer": "reducer",
+    "TokenReducer": "reducers",
     "Tokens": "tokens",
     "Unreachable": "budgets",
     "attach": "budgets",
     "closed_form": "counting",
     "count": "counting",
-    "methods": "registry",
+    "list_methods": "registry",
     "parse_method": "options",
-    "reducer": "reducer",
+    "reducer": "reducers",
     "traced": "counting",
 }
 

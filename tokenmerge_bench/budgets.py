@@ -8,12 +8,12 @@ from typing import Literal
 
 from torch import nn
 
-from tokenmerge_bench.attach import Geometry, ReducedViT, build_reducers, geometry
 from tokenmerge_bench.counting import BackboneCost, Macs
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import Value
 from tokenmerge_bench.options import MethodSpec, parse_method
-from tokenmerge_bench.reducer import TokenReducer
+from tokenmerge_bench.reduced_vit import Geometry, ReducedViT, build_reducers, geometry
+from tokenmerge_bench.reducers import TokenReducer
 from tokenmerge_bench.schedule import Schedule, make_schedule
 
 TOLERANCE = 0.005

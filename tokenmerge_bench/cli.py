@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import sys
-import warnings
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -231,8 +230,6 @@ def train(
 
 def main() -> None:
     """Runs the command line; wrong input ends with one sentence on stderr and exit code 2."""
-    # timm and fvcore still script functions when imported, of which new versions of torch warn the wrong person.
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*", category=FutureWarning)
     try:
         app()
     except InputError as error:
@@ -278,12 +275,14 @@ def _weights(given: list[str], models: list[str], demo_model: str) -> dict[str, 
     files: dict[str, Path] = {}
     for text in given:
         model, sign, file = text.partition("=")
-        if not sign:
+        if not sign or (model not in models and Path(text).is_file()):  # a path may have an = in it
             if len(models) > 1:
                 raise InputError(f"--weights {text} does not say for which model; write --weights MODEL={text}.")
             model, file = models[0], text
         if model not in models:
             raise InputError(f"--weights {text} names '{model}', which is not among the models ({', '.join(models)}).")
+        if model in files:
+            raise InputError(f"--weights names two files for '{model}', {files[model]} and {file}; give one.")
         files[model] = Path(file)
     return files
 

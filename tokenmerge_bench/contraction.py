@@ -152,7 +152,7 @@ def _no_nan(scores: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
 def describe(x: Float[Tensor, "B N C"], similarity: Similarity) -> Float[Tensor, "B N C"]:
     """What a similarity compares: unit vectors for the cosine, log-probabilities for the divergences."""
     if similarity == "cosine":
-        return x / x.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
     if similarity in ("kl", "kl_forward"):
         return x.log_softmax(-1)
     return x

@@ -19,12 +19,15 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from fvcore.nn import FlopCountAnalysis
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
-from tokenmerge_bench.attach import ReducedViT, geometry, image_shape
+from tokenmerge_bench.reduced_vit import ReducedViT, geometry, image_shape
 from tokenmerge_bench.schedule import Schedule
+
+with warnings.catch_warnings():  # fvcore scripts a function when it is imported, of which torch warns the wrong person
+    warnings.simplefilter("ignore", FutureWarning)
+    from fvcore.nn import FlopCountAnalysis
 
 AGREEMENT = 1e-3
 """Largest relative difference between the two counts."""

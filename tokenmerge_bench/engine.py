@@ -6,21 +6,22 @@ import time
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from tokenmerge_bench.attach import ReducedViT
 from tokenmerge_bench.budgets import reduce_with
 from tokenmerge_bench.counting import Macs, count
 from tokenmerge_bench.data import Batch
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.points import Point
+from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.store import BatchOutcomes, PointOutcomes
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Who is told how a sweep goes."""
 

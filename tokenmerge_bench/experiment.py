@@ -23,7 +23,7 @@ Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 class Experiment(BaseModel):
     """A sweep of models x methods x budgets over one image set. Budgets are given in exactly one way."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # k = [0, 40]
 
     methods: list[str] = Field(min_length=1)
     models: list[str] = Field(min_length=1)
@@ -83,14 +83,14 @@ def _read(name: str) -> dict[str, Any]:
     if path.suffix == ".toml":
         if not path.is_file():
             raise InputError(f"experiment file '{name}' does not exist; give the path of a TOML file.")
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     elif name in shipped():
-        text = (files("tokenmerge_bench.experiments") / f"{name}.toml").read_text(encoding="utf-8")
+        content = (files("tokenmerge_bench.experiments") / f"{name}.toml").read_bytes()
     else:
         raise InputError(f"unknown experiment '{name}'{nearest(name, shipped())}; known are {', '.join(shipped())}.")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return tomllib.loads(content.decode("utf-8"))
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"experiment '{name}' is no valid TOML ({error}).") from error
 
 

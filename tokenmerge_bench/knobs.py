@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import floor
 from typing import Protocol, runtime_checkable
 
@@ -19,10 +19,8 @@ Value = float | tuple[int, ...]
 
 
 @runtime_checkable
-class Fewest(Protocol):
-    """The smallest number of tokens a method can leave of `n_in`."""
-
-    def __call__(self, n_in: int) -> int: ...
+Fewest = Callable[[int], int]
+"""The smallest number of tokens that a method can leave of the number given."""
 
 
 class Knob(ABC):

@@ -12,13 +12,13 @@ from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
 from tokenmerge_bench.models import build_model, list_models
 from tokenmerge_bench.options import layers_text, parse_layers, parse_method
-from tokenmerge_bench.registry import methods
+from tokenmerge_bench.registry import list_methods
 
 
 def methods_table() -> Table:
     """Every method with its knob, its default layers and its options (defaults first)."""
     table = Table("method", "what it does", "knob", "blocks", "options", show_lines=True)
-    for name, cls in methods().items():
+    for name, cls in list_methods().items():
         reducer = cls()
         options = "\n".join(
             f"{field.name}={field.default}".lower()

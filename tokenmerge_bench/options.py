@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.reducer import Layers, TokenReducer
+from tokenmerge_bench.reducers import Layers, TokenReducer
 from tokenmerge_bench.registry import method
 
 
@@ -77,6 +77,8 @@ def parse_method(text: str, layers: Layers | None = None) -> MethodSpec:
         key, sign, value = part.partition("=")
         if not sign:
             raise InputError(f"option '{part}' of method '{name}' has no value; write {name}:{key}=VALUE.")
+        if key.strip() in given:
+            raise InputError(f"option '{key.strip()}' of method '{name}' is given twice in '{text}'; leave one out.")
         given[key.strip()] = value.strip()
     return make_method(name, given, layers)
 
@@ -113,7 +115,7 @@ def parse_layers(text: str) -> Layers:
     if text.strip() == "all":
         return "all"
     parts = text.split("/")
-    if not all(part.strip().isdigit() for part in parts):
+    if not all(part.strip().isdecimal() for part in parts):
         raise InputError(f"layers '{text}' are no block numbers; write 'all' or blocks counted from 0, such as 3/6/10.")
     blocks = tuple(int(part) for part in parts)
     if list(blocks) != sorted(set(blocks)):

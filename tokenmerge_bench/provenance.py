@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timezone
@@ -46,9 +47,9 @@ def device_name(device: torch.device) -> str:
 
 
 def git_revision() -> str | None:
-    """Commit of the checkout this package runs from, with `-dirty` if it was changed; None if it is installed."""
+    """Commit of the checkout this package runs from, with `-dirty` if it was changed; None without checkout or git."""
     root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
+    if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     described = subprocess.run(
         ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"],

@@ -11,12 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.reducer import TokenReducer, _registered
+from tokenmerge_bench.reducers import TokenReducer, _registered
 
 ENTRY_POINTS = "tokenmerge_bench.methods"
 
 
-def methods() -> dict[str, type[TokenReducer]]:
+def list_methods() -> dict[str, type[TokenReducer]]:
     """Every known method by name, in alphabetical order."""
     _discover()
     return dict(sorted(_registered.items()))
@@ -24,7 +24,7 @@ def methods() -> dict[str, type[TokenReducer]]:
 
 def method(name: str) -> type[TokenReducer]:
     """The method of that name, or an InputError that suggests the nearest one."""
-    known = methods()
+    known = list_methods()
     if name not in known:
         raise InputError(
             f"unknown method '{name}'{nearest(name, list(known))}; `tmbench list methods` shows all, "
@@ -37,7 +37,7 @@ def load_plugin(path: Path) -> None:
     """Imports a Python file that registers methods with `@reducer`. The file's code runs: it must be trusted."""
     if not path.is_file():
         raise InputError(f"plugin '{path}' is not a file; give the path of a Python file that uses @reducer.")
-    before = set(methods())
+    before = set(list_methods())
     name = f"tmbench_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
@@ -48,7 +48,7 @@ def load_plugin(path: Path) -> None:
         spec.loader.exec_module(module)
     except Exception as error:
         raise InputError(f"plugin '{path}' could not be imported ({type(error).__name__}: {error}).") from error
-    if set(methods()) == before and not any(cls.__module__ == name for cls in _registered.values()):
+    if set(list_methods()) == before and not any(cls.__module__ == name for cls in _registered.values()):
         raise InputError(f"plugin '{path}' registers no method; decorate a TokenReducer with @reducer('name').")
 
 

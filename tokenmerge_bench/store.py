@@ -79,18 +79,40 @@ class ResultFolder:
     ) -> None:
         self.path = path
         self._lock: IO[str] | None = None
+        self.journal = path / "journal.jsonl"
         try:
             path.mkdir(parents=True, exist_ok=True)
+            self._refuse_foreign_files()
             self._take_lock()
             self._claim(dict(evaluation), dict(points), fresh)
         except OSError as error:
+            self.close()
             raise InputError(
                 f"results folder '{path}' cannot be written ({error.strerror or error}); give another one with --out."
             ) from error
-        self.journal = path / "journal.jsonl"
+        except InputError:
+            self.close()
+            raise
+
+    def __enter__(self) -> ResultFolder:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets others write to the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _refuse_foreign_files(self) -> None:
+        """Called before anything is written. A kill can leave the two hidden names without a manifest."""
+        manifest, passing = self.path / "sweep.json", {".lock", ".sweep.json.tmp"}
+        if not manifest.exists() and any(entry.name not in passing for entry in self.path.iterdir()):
+            raise InputError(f"'{self.path}' holds files that no sweep made; give an empty or new folder with --out.")
 
     def _take_lock(self) -> None:
-        """Held until the process ends, however it ends. Where the platform has no flock, nothing is locked."""
+        """Held until `close` or the end of the process, however it ends. Without flock, nothing is locked."""
         with contextlib.suppress(ImportError):
             import fcntl
 
@@ -104,14 +126,23 @@ class ResultFolder:
 
     def _claim(self, evaluation: dict[str, Any], points: dict[str, str], fresh: bool) -> None:
         manifest = self.path / "sweep.json"
-        if not manifest.exists() and any(entry.name != ".lock" for entry in self.path.iterdir()):
-            raise InputError(f"'{self.path}' holds files that no sweep made; give an empty or new folder with --out.")
-        if manifest.exists() and fresh:
-            self._clear()
         if manifest.exists():
-            self._check_same(json.loads(manifest.read_text(encoding="utf-8")), evaluation, points)
+            held = self._read_manifest(manifest)
+            if fresh:
+                self._clear()
+            else:
+                self._check_same(held, evaluation, points)
         content = {"format": FORMAT, "evaluation": evaluation, "points": points}
         write_text(manifest, json.dumps(content, indent=1) + "\n")
+
+    def _read_manifest(self, manifest: Path) -> dict[str, Any]:
+        try:
+            held = json.loads(manifest.read_text(encoding="utf-8"))
+        except ValueError:
+            held = None
+        if not isinstance(held, dict) or "format" not in held:
+            raise InputError(f"'{manifest}' was not written by a sweep; give another folder with --out.")
+        return held
 
     def _check_same(self, held: dict[str, Any], evaluation: dict[str, Any], points: dict[str, str]) -> None:
         if held.get("format") != FORMAT:

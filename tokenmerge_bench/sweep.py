@@ -20,7 +20,7 @@ from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, ope
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.models import LoadedModel, load_model
-from tokenmerge_bench.options import parse_layers, parse_method
+from tokenmerge_bench.options import all_options, parse_layers, parse_method
 from tokenmerge_bench.points import UNREDUCED, Point, plan
 from tokenmerge_bench.provenance import provenance, version
 from tokenmerge_bench.statistics import wilson_interval
@@ -73,7 +73,8 @@ def run_sweep(
         InputError: before anything is evaluated, if something given is wrong.
     """
     layers = parse_layers(experiment.layers) if experiment.layers else None
-    methods = list({spec.label: spec for spec in (parse_method(text, layers) for text in experiment.methods)}.values())
+    specs = [parse_method(text, layers) for text in experiment.methods]
+    methods = list({(spec.name, all_options(spec)): spec for spec in specs}.values())
     budgets = experiment.all_budgets()
     hardware = Hardware(open_device(device), getattr(torch, experiment.dtype))
     images = open_dataset(experiment.dataset)
@@ -85,9 +86,10 @@ def run_sweep(
 
     evaluation = _evaluation(experiment, images, chosen, hardware)
     points = {point.id: _describe(point) for job in jobs for point in job.points}
-    folder = ResultFolder(out or _default_folder(experiment, evaluation, points), evaluation, points, fresh)
-    run = _Run(name, experiment, images, chosen, hardware, folder, reporter)
-    return run.all(jobs, workers)
+    path = out or _default_folder(images, evaluation, points)
+    with ResultFolder(path, evaluation, points, fresh) as folder:
+        run = _Run(name, experiment, images, chosen, hardware, folder, reporter)
+        return run.all(jobs, workers)
 
 
 class _Run:
@@ -120,6 +122,8 @@ class _Run:
             self._evaluate(job, [batch for batch in journal if batch.model == job.loaded.name], workers)
         rows = [self._row(job, point) for job in jobs for point in job.points]
         table = self.folder.write_results(rows)
+        # Points of an earlier run remember theirs; its journal is gone.
+        self.unreadable = sorted({name for row in rows for name in row.get("unreadable", [])}.union(self.unreadable))
         sources = {
             job.loaded.name: {
                 "weights": job.loaded.weights,
@@ -220,6 +224,7 @@ class _Run:
             "images_per_s": round(n / sum(seconds), 1),
             "latency_ms": round(1000 * median(seconds), 3),
             "peak_memory_mb": round(max(memory), 1) if memory else None,
+            "unreadable": sorted({name for batch in batches for name in batch.unreadable}),
         }
         self.folder.finish_point(point.id, record, table)
 
@@ -279,10 +284,9 @@ def _describe(point: Point) -> str:
     return f"{point.model} {point.weights} {method}{seed}"
 
 
-def _default_folder(experiment: Experiment, evaluation: Mapping[str, Any], points: Mapping[str, str]) -> Path:
+def _default_folder(images: ImageSet, evaluation: Mapping[str, Any], points: Mapping[str, str]) -> Path:
     content = json.dumps([dict(evaluation), sorted(points)], sort_keys=True).encode()
-    stem = "demo" if experiment.dataset == "demo" else Path(experiment.dataset).name
-    return Path("results") / f"{stem}-{hashlib.sha256(content).hexdigest()[:6]}"
+    return Path("results") / f"{images.name}-{hashlib.sha256(content).hexdigest()[:6]}"
 
 
 def _digest(ids: Indices) -> str:

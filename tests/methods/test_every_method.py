@@ -12,9 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tokenmerge_bench.assignment import HardAssignment
-from tokenmerge_bench.attach import ReducedViT, build_reducers, geometry
-from tokenmerge_bench.reducer import TokenReducer
-from tokenmerge_bench.registry import methods
+from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
+from tokenmerge_bench.reducers import TokenReducer
+from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.schedule import make_schedule
 from tokenmerge_bench.tokens import Tokens
 
@@ -35,7 +35,7 @@ VARIANTS: dict[str, list[Options]] = {
     "dpc_knn": [{"k": 2}, {"learned_weights": True}, {"noise": 1e-6}],
     "k_medoids": [{"variant": "tokenreduction"}, {"weights": "cls"}, {"iters": 0}],
 }
-CASES = [(name, options) for name in methods() for options in [{}, *VARIANTS.get(name, [])]]
+CASES = [(name, options) for name in list_methods() for options in [{}, *VARIANTS.get(name, [])]]
 EVERY = pytest.mark.parametrize(("name", "options"), CASES, ids=[f"{name}-{options}" for name, options in CASES])
 
 GRID, N, M, WIDTH = (4, 6), 24, 14, 8
@@ -43,7 +43,7 @@ IMAGES = [3, 0, 11, 7]
 
 
 def make(name: str, options: Options, n_in: int = N, n_out: int = M, width: int = WIDTH) -> TokenReducer:
-    cls = methods()[name]
+    cls = list_methods()[name]
     reducer = cls(cls.options_type(**options))
     torch.manual_seed(0)
     reducer.build(n_in, n_out, width)
@@ -163,7 +163,7 @@ def vit(**settings: Any) -> VisionTransformer:
 
 
 def attach(model: VisionTransformer, name: str, options: Options) -> ReducedViT:
-    cls = methods()[name]
+    cls = list_methods()[name]
     chosen = cls.options_type(**options)
     shape = geometry(model)
     site = cls(chosen).site
@@ -285,11 +285,11 @@ OVERHEADS: list[tuple[str, Options, int, list[float]]] = [
 
 @pytest.mark.parametrize(("name", "options", "n_out", "listed"), OVERHEADS, ids=[row[0] for row in OVERHEADS])
 def test_own_arithmetic_is_of_the_listed_order(name: str, options: Options, n_out: int, listed: list[float]) -> None:
-    if name not in methods():
+    if name not in list_methods():
         pytest.skip(f"{name} is not registered")
     for width, expected in zip((192, 384, 768), listed, strict=True):
         rounding = 0.05 if expected > 2 else 0.005
-        found = methods()[name](methods()[name].options_type(**options)).macs(196, n_out, width) / 1e6
+        found = list_methods()[name](list_methods()[name].options_type(**options)).macs(196, n_out, width) / 1e6
         assert abs(found - expected) <= rounding + 0.1 * expected
 
 
@@ -308,7 +308,7 @@ EXACT: list[tuple[str, Options, int]] = [
 
 @pytest.mark.parametrize(("name", "options", "expected"), EXACT, ids=[f"{row[0]}-{row[1]}" for row in EXACT])
 def test_own_arithmetic_equals_the_formula(name: str, options: Options, expected: int) -> None:
-    assert methods()[name](methods()[name].options_type(**options)).macs(196, 156, 192) == expected
+    assert list_methods()[name](list_methods()[name].options_type(**options)).macs(196, 156, 192) == expected
 
 
 @EVERY

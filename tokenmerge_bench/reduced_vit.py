@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.reducer import Need, TokenReducer
+from tokenmerge_bench.reducers import Need, TokenReducer
 from tokenmerge_bench.schedule import Schedule
 from tokenmerge_bench.tokens import Tokens
 

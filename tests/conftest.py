@@ -1,0 +1,43 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sweeping import TINY_RGB, save_image, save_random_weights
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors are slower on many threads, above all when the machine is busy."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the tiny model for demo images."""
+    return save_random_weights(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+@pytest.fixture(scope="session")
+def other_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights under the same file name, so that only their content tells them apart."""
+    return save_random_weights(tmp_path_factory.mktemp("other") / "tiny.safetensors", seed=1)
+
+
+@pytest.fixture(scope="session")
+def rgb_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the tiny model for ImageNet folders."""
+    return save_random_weights(tmp_path_factory.mktemp("rgb") / "tiny_rgb.safetensors", TINY_RGB)
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """Two images in each of three ImageNet classes."""
+    root = tmp_path / "val"
+    for number, wnid in enumerate(("n01440764", "n01443537", "n02102040")):
+        for image in range(2):
+            save_image(root / wnid / f"{image}.png", seed=10 * number + image)
+    return root
