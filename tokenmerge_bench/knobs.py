@@ -10,7 +10,6 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from math import floor
-from typing import Protocol, runtime_checkable
 
 from tokenmerge_bench.errors import InputError
 
@@ -18,7 +17,6 @@ Value = float | tuple[int, ...]
 """A keep rate, or one integer per site (a single integer stands for the same one at every site)."""
 
 
-@runtime_checkable
 Fewest = Callable[[int], int]
 """The smallest number of tokens that a method can leave of the number given."""
 
