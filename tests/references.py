@@ -1,7 +1,7 @@
 """Naive restatements of every method, one image at a time, from the specification's text and nothing else.
 
-No code is shared with `methods/`: plain loops over numpy float64 rows. Tokens are listed in the order of the method, and a
-result gives, for each output token, the input tokens it is made of, in the order of output tokens.
+No code is shared with `methods/`: plain loops over numpy float64 rows. Tokens are listed in the order of the method,
+and a result gives, for each output token, the input tokens it is made of, in the order of output tokens.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def join(a: Token, b: Token, averaging: str) -> Token:
     )
 
 
-# --- grid ---------------------------------------------------------------------------------------------------------------
+# --- grid -------------------------------------------------------------------------------------------------------------
 
 
 def cells_touch(p: int, q: int, columns: int, connectivity: int) -> bool:
@@ -101,7 +101,7 @@ def all_pairs(tokens: list[Token]) -> list[tuple[int, int]]:
     return [(i, j) for i in range(len(tokens)) for j in range(i + 1, len(tokens))]
 
 
-# --- similarities -------------------------------------------------------------------------------------------------------
+# --- similarities -----------------------------------------------------------------------------------------------------
 
 
 def cosine(a: Row, b: Row) -> float:
@@ -115,7 +115,7 @@ def log_softmax(a: Row) -> Row:
 
 def divergence(a: Row, b: Row) -> float:
     log_p, log_q = log_softmax(a), log_softmax(b)
-    return sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
+    return float(sum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True)))
 
 
 SIMILARITIES: dict[str, Callable[[Row, Row], float]] = {
@@ -127,7 +127,7 @@ SIMILARITIES: dict[str, Callable[[Row, Row], float]] = {
 }
 
 
-# --- DHTM and random merging --------------------------------------------------------------------------------------------
+# --- DHTM and random merging ------------------------------------------------------------------------------------------
 
 
 def merge_one(tokens: list[Token], i: int, j: int, averaging: str) -> None:
@@ -196,7 +196,7 @@ def random_merging(
     return result
 
 
-# --- LoTM ---------------------------------------------------------------------------------------------------------------
+# --- LoTM -------------------------------------------------------------------------------------------------------------
 
 
 def row_pairs(tokens: list[Token], columns: int, window: str) -> list[tuple[int, int]]:
@@ -236,7 +236,7 @@ def lotm(
     return result
 
 
-# --- ToMe ---------------------------------------------------------------------------------------------------------------
+# --- ToMe -------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -269,7 +269,7 @@ def tome(metric: Matrix, x: Matrix, sizes: Sequence[float], r: int, prefix: int)
     return Sequence_(np.stack(rows), totals, members)
 
 
-# --- clustering ---------------------------------------------------------------------------------------------------------
+# --- clustering -------------------------------------------------------------------------------------------------------
 
 
 def distances(x: Matrix) -> Matrix:
@@ -338,7 +338,7 @@ def k_medoids(x: Matrix, w: Sequence[float], m: int, iters: int, variant: str = 
     return Clusters(medoids, [nearest(d[i], medoids) for i in range(n)])
 
 
-# --- inputs for the comparisons -----------------------------------------------------------------------------------------
+# --- inputs for the comparisons ---------------------------------------------------------------------------------------
 
 
 def random_rows(kind: str, n: int, width: int, seed: int) -> Matrix:

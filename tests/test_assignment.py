@@ -208,10 +208,13 @@ def test_sums_run_in_float32_for_half_precision(kind: Kind) -> None:
     # 2048 + 1 is 2048 in float16 and 256 + 1 is 256 in bfloat16: a running sum in either would stop growing.
     n = 4096
     if kind == "hard":
-        assignment: Assignment = HardAssignment(torch.zeros(1, n, dtype=torch.int64), 1, torch.ones(1, n))
+        labels = torch.zeros(1, n, dtype=torch.int64)
+        assignments: list[Assignment] = [
+            HardAssignment(labels, 1, torch.ones(1, n, dtype=dtype)) for dtype in (torch.float16, torch.bfloat16)
+        ]
     else:
-        assignment = SoftAssignment(torch.full((1, 1, n), 1 / n))
-    for dtype in (torch.float16, torch.bfloat16):
+        assignments = [SoftAssignment(torch.full((1, 1, n), 1 / n))] * 2
+    for assignment, dtype in zip(assignments, (torch.float16, torch.bfloat16), strict=True):
         assert assignment.merge(torch.full((1, n, 1), 3.0, dtype=dtype)).item() == 3.0
 
 

@@ -1,4 +1,4 @@
-"""Attaching: the stock model computes the same to the last bit, is never changed, and reductions act where they should."""
+"""Attaching: the stock model computes the same to the last bit and never changes; reductions act where they should."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from timm.models.vision_transformer import ParallelScalingBlock, ResPostBlock, V
 from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import Assignment, HardAssignment
-from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.reducers import Need, Site, TokenReducer
 from tokenmerge_bench.registry import method
 from tokenmerge_bench.schedule import Schedule, Step, make_schedule
@@ -52,7 +52,8 @@ def distilled() -> VisionTransformerDistilled:
 def deit3() -> nn.Module:
     torch.manual_seed(0)
     small = {name: value for name, value in SMALL.items() if name != "patch_size"}
-    return timm.create_model("deit3_small_patch16_224", **{**small, "img_size": 64})
+    model: nn.Module = timm.create_model("deit3_small_patch16_224", **{**small, "img_size": 64})
+    return model
 
 
 def images(count: int = 3, size: int = 32, seed: int = 0) -> Tensor:
@@ -108,14 +109,6 @@ def attach(model: nn.Module, name: str, counts: tuple[int, ...], blocks: tuple[i
     return ReducedViT(model, schedule, build_reducers(cls, chosen, schedule, shape)).eval()
 
 
-def joining(
-    model: nn.Module, step: Step, *, proportional: bool = False, needs: tuple[Need, ...] = ()
-) -> tuple[ReducedViT, Pairs]:
-    shape = geometry(model)
-    reducer = Pairs(NothingOptions("mid" if step.site == "mid" else "pre", proportional), frozenset(needs))
-    return ReducedViT(model, Schedule(shape.patches, shape.prefix, shape.depth, (step,)), [reducer]), reducer
-
-
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "deit": (vit, 32),
     "distilled": (distilled, 32),
@@ -128,7 +121,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 EVERY_MODEL = pytest.mark.parametrize(("build", "size"), MODELS.values(), ids=MODELS)
 
 
-# --- nothing changes ----------------------------------------------------------------------------------------------------
+# --- nothing changes --------------------------------------------------------------------------------------------------
 
 
 @EVERY_MODEL
@@ -260,7 +253,7 @@ def test_every_weight_is_listed_once() -> None:
     assert len(reduced.state_dict()) == len(model.state_dict())
 
 
-# --- the reduction acts where it should ---------------------------------------------------------------------------------
+# --- the reduction acts where it should -------------------------------------------------------------------------------
 
 
 def join_pairs(x: Tensor, prefix: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
@@ -272,50 +265,66 @@ def join_pairs(x: Tensor, prefix: int, sizes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def by_hand(model: Any, x: Tensor, step: Step, proportional: bool) -> Tensor:
-    """The whole network with one reduction, written out; attention by an explicit softmax."""
+def by_hand(model: Any, x: Tensor, steps: tuple[Step, ...], proportional: bool) -> Tensor:
+    """The whole network with its reductions, written out; attention by an explicit softmax."""
     x = model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(x))))
     prefix, sizes = model.num_prefix_tokens, torch.ones(x.shape[:2], dtype=x.dtype)
+    sites = {(step.block, step.site) for step in steps}
     for index, block in enumerate(model.blocks):
-        if index == step.block and step.site == "pre":
+        if (index, "pre") in sites:
             x, sizes = join_pairs(x, prefix, sizes)
         attn, rows = block.attn, block.norm1(x)
         batch, length, width = rows.shape
-        qkv = (
-            (rows @ attn.qkv.weight.T + attn.qkv.bias)
-            .reshape(batch, length, 3, attn.num_heads, -1)
-            .permute(2, 0, 3, 1, 4)
-        )
-        q, k, v = attn.q_norm(qkv[0]), attn.k_norm(qkv[1]), qkv[2]
-        logits = q @ k.transpose(2, 3) / attn.head_dim**0.5
+        qkv = (rows @ attn.qkv.weight.T + attn.qkv.bias).reshape(batch, length, 3, attn.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        logits = attn.q_norm(q) @ attn.k_norm(k).transpose(2, 3) / attn.head_dim**0.5
         if proportional:
             logits = logits + sizes.log()[:, None, None, :]
         weights = logits.exp() / logits.exp().sum(-1, keepdim=True)
         x = x + block.ls1(attn.proj((weights @ v).transpose(1, 2).reshape(batch, length, width)))
-        if index == step.block and step.site == "mid":
+        if (index, "mid") in sites:
             x, sizes = join_pairs(x, prefix, sizes)
         x = x + block.ls2(block.mlp(block.norm2(x)))
     return torch.as_tensor(model.forward_head(model.norm(x)))
 
 
+def join_at(model: nn.Module, sites: list[tuple[int, Any]], proportional: list[bool]) -> ReducedViT:
+    """Halves the number of patch tokens at each of the sites."""
+    shape = geometry(model)
+    steps = tuple(Step(block, site, N0 >> i, N0 >> (i + 1)) for i, (block, site) in enumerate(sites))
+    reducers = [Pairs(NothingOptions(step.site, on)) for step, on in zip(steps, proportional, strict=True)]
+    return ReducedViT(model, Schedule(shape.patches, shape.prefix, shape.depth, steps), reducers)
+
+
+SITES: list[list[tuple[int, Any]]] = [
+    [(0, "pre")], [(0, "mid")], [(2, "pre")], [(2, "mid")], [(3, "pre")], [(3, "mid")],
+    [(0, "mid"), (2, "mid")], [(1, "pre"), (1, "mid")], [(1, "mid"), (2, "pre"), (3, "mid")],
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("settings", [{}, {"init_values": 0.3, "qk_norm": True}, {"reg_tokens": 4}], ids=str)
 @pytest.mark.parametrize("proportional", [False, True])
-@pytest.mark.parametrize("site", ["pre", "mid"])
-@pytest.mark.parametrize("block", [0, 1, 3])
+@pytest.mark.parametrize("sites", SITES, ids=str)
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_network_with_one_reduction_written_out(
-    settings: dict[str, Any], proportional: bool, site: Any, block: int, fused: bool
+def test_a_network_with_its_reductions_written_out(
+    settings: dict[str, Any], proportional: bool, sites: list[tuple[int, Any]], fused: bool
 ) -> None:
     model, x = vit(**settings).double(), images().double()
-    for each in model.blocks:
-        each.attn.fused_attn = fused
-    reduced, _ = joining(model, Step(block, site, N0, N0 // 2), proportional=proportional)
-    expected = by_hand(model, x, Step(block, site, N0, N0 // 2), proportional)
-    torch.testing.assert_close(reduced.double()(x), expected, atol=1e-6, rtol=1e-6)
-    if block < 3 and site == "mid":
-        assert not torch.allclose(
-            expected, by_hand(model, x, Step(block, site, N0, N0 // 2), not proportional), atol=1e-5
-        )
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    reduced = join_at(model, sites, [proportional] * len(sites)).double()
+    expected = by_hand(model, x, reduced.schedule.steps, proportional)
+    torch.testing.assert_close(reduced(x), expected, atol=1e-9, rtol=1e-9)
+    if sites[0] != (3, "mid"):  # nothing attends to merged tokens then
+        other = by_hand(model, x, reduced.schedule.steps, not proportional)
+        assert not torch.allclose(expected, other, atol=1e-5)
+
+
+def test_attention_stays_proportional_after_a_method_that_does_not_ask_for_it() -> None:
+    model, x = vit().double(), images().double()
+    reduced = join_at(model, [(0, "mid"), (1, "mid")], [True, False]).double()
+    expected = by_hand(model, x, reduced.schedule.steps, True)
+    torch.testing.assert_close(reduced(x), expected, atol=1e-9, rtol=1e-9)
 
 
 def test_post_is_pre_of_the_next_block() -> None:
@@ -370,7 +379,12 @@ def test_k_medoids_weighs_tokens_by_the_attention_of_the_previous_block(monkeypa
     seen: list[Tokens] = []
     cls = method("k_medoids")
     real = cls.assign
-    monkeypatch.setattr(cls, "assign", lambda self, tokens, n_out: (seen.append(tokens), real(self, tokens, n_out))[1])
+
+    def assign(self: TokenReducer, tokens: Tokens, n_out: int) -> Assignment:
+        seen.append(tokens)
+        return real(self, tokens, n_out)
+
+    monkeypatch.setattr(cls, "assign", assign)
     attach(model, "k_medoids", (7,), (2,))(x)
     assert seen[0].attention is not None
     torch.testing.assert_close(seen[0].attention, attention_by_hand(model, x, 1)[1])
@@ -468,7 +482,7 @@ def test_reducer_macs_add_up_over_steps() -> None:
     assert reduced.reducer_macs() == one.macs(16, 11, 32) + one.macs(11, 7, 32)
 
 
-# --- what is refused ----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("block", [ResPostBlock, ParallelScalingBlock])

@@ -13,8 +13,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.counting import BackboneCost, CountingError, Macs, closed_form, count, traced
+from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.registry import list_methods, method
 from tokenmerge_bench.schedule import Schedule, make_schedule
 
@@ -37,10 +37,12 @@ def giga(macs: int) -> float:
     return round(macs / 1e9, 4)
 
 
-# --- golden values ------------------------------------------------------------------------------------------------------
+# --- golden values ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("size", "total", "products"), [("tiny", 1.2584, 1.2537), ("small", 4.6083, 4.5989), ("base", 17.5827, 17.5638)])
+@pytest.mark.parametrize(
+    ("size", "total", "products"), [("tiny", 1.2584, 1.2537), ("small", 4.6083, 4.5989), ("base", 17.5827, 17.5638)]
+)
 def test_unreduced_deit(size: str, total: float, products: float) -> None:
     macs = cost(size).macs(Schedule(196, 1, 12))
     assert giga(macs.backbone) == total
@@ -102,7 +104,7 @@ def test_the_reducers_are_a_column_of_their_own() -> None:
     assert with_reducer.total == plain.backbone + 5
 
 
-# --- closed form against fvcore -----------------------------------------------------------------------------------------
+# --- closed form against fvcore ---------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
     "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5,
@@ -138,7 +140,9 @@ def fuse(model: Any, fused: bool) -> Any:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("reducer", "options"), [("tome", {}), ("k_medoids", {})])
-def test_closed_form_is_exact_for_every_kind_of_model(name: str, fused: bool, reducer: str, options: dict[str, Any]) -> None:
+def test_closed_form_is_exact_for_every_kind_of_model(
+    name: str, fused: bool, reducer: str, options: dict[str, Any]
+) -> None:
     model = fuse(MODELS[name](), fused)
     n0 = geometry(model).patches
     reduced = attach(model, reducer, (n0 - 5, n0 - 9), (1, 2), **options)
@@ -186,7 +190,7 @@ def test_every_method_on_the_real_deit_tiny(name: str) -> None:
         assert giga(expected.backbone) == 0.9065
 
 
-# --- safety -------------------------------------------------------------------------------------------------------------
+# --- safety -----------------------------------------------------------------------------------------------------------
 
 
 class Cumulative(nn.Module):
@@ -196,7 +200,8 @@ class Cumulative(nn.Module):
 
 class Bessel(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.i0(x)
+        y: Tensor = torch.special.i0(x)
+        return y
 
 
 @pytest.mark.parametrize(("activation", "operator"), [(Cumulative, "aten::cumsum"), (Bessel, r"aten::(special_)?i0")])

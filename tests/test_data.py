@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_imagenet_labels_are_the_sorted_wordnet_ids() -> None:
-    names = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    names = ImageNetInfo().label_names()
     assert len(names) == 1000
     assert names == sorted(names)
 

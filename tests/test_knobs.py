@@ -28,7 +28,7 @@ def rows(n_in: int) -> int:
     return min(n_in, 14)
 
 
-# --- counts -------------------------------------------------------------------------------------------------------------
+# --- counts -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,12 +98,12 @@ def test_tilted_schedules_are_straight_lines(r: int, inflection: float, blocks: 
     assert max(steps) - min(steps) <= 1
 
 
-# --- messages -----------------------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
 def test_too_many_merges_say_where_and_how_many_are_possible() -> None:
-    with pytest.raises(InputError, match=r"^k=70 is too many at reduction 3 of 3: 56 patch tokens are there and at least 1 "
-                                         r"must stay, so k can be at most 55 at that layer\.$"):  # fmt: skip
+    where, what = "k=70 is too many at reduction 3 of 3: 56 patch tokens are there", "at least 1 must stay, so k can be"
+    with pytest.raises(InputError, match=f"^{where} and {what} at most 55 at that layer.$"):
         MergesPerLayer().counts((70,), N0, 3, one)
     with pytest.raises(InputError, match="at least 14 must stay, so k can be at most 182"):
         MergesPerLayer().counts((183,), N0, 1, rows)
@@ -135,7 +135,7 @@ def test_text_that_is_no_keep_rate_is_refused_with_an_example(text: str) -> None
         KeepRate().parse(text)
 
 
-# --- text ---------------------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,8 +191,8 @@ def test_candidates_go_from_nothing_to_everything_in_small_steps(
             assert fewest(before) <= after <= before
     totals = [sum(left) for left in counts]
     assert all(b <= a for a, b in itertools.pairwise(totals))
-    # Fine enough for any budget: a step takes away two tokens at the first site at most, which all later ones feel. A tilted
-    # line is coarser: where its start moves by one, every block removes one more.
+    # Fine enough for any budget: a step takes away two tokens at the first site at most, which all later ones feel.
+    # A tilted line is coarser: where its start moves by one, every block removes one more.
     tilted_line = isinstance(knob, RemovedPerBlock) and knob.inflection != 0
     assert max(a - b for a, b in itertools.pairwise(totals)) <= (sites * (sites + 1) // 2 if tilted_line else 2 * sites)
 

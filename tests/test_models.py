@@ -37,7 +37,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def create_model(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
         if pretrained:
             raise OSError("Name or service not known\nsecond line")
-        return real(name, **kwargs)
+        model: nn.Module = real(name, **kwargs)
+        return model
 
     monkeypatch.setattr(timm, "create_model", create_model)
 

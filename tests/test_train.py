@@ -201,7 +201,7 @@ GOOD = 'model = "m"\nepochs = 3\nbatch_size = 4\nlr = 1e-3\n'
 def test_the_shipped_recipe_reads_and_overrides_apply(tmp_path: Path) -> None:
     assert read_recipe("demo").model == DEMO_MODEL
     changed = read_recipe("demo", ["epochs=30", "model_kwargs.embed_dim=96", "amp=none", "crop_scale=[0.5, 1.0]"])
-    assert (changed.epochs, changed.model_kwargs, changed.amp) == (30, {"embed_dim": 96}, "none")
+    assert (changed.epochs, changed.model_kwargs, changed.amp) == (30, {"weight_init": "jax", "embed_dim": 96}, "none")
     assert changed.crop_scale == (0.5, 1.0)
     assert read_recipe(write(tmp_path / "r.toml", GOOD)).lr == 1e-3
 

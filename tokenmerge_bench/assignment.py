@@ -80,6 +80,7 @@ class HardAssignment(Assignment):
             return
         if weights is None:
             weights = torch.ones(labels.shape, device=labels.device)
+        weights = weights.to(_score_dtype(weights))
         total = _segment_sum(weights, labels, n_out) + eps
         # Normalising first makes a token that stays alone keep its features to the last bit (s / s = 1).
         self.coefficients = weights / total.gather(1, labels)

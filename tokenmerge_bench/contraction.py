@@ -146,13 +146,14 @@ def contract_most_similar(
 
 def _no_nan(scores: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
     """NaN, from features that overflowed, becomes the least score, so that the image's labels stay valid."""
-    return torch.where(scores.isnan(), torch.finfo(scores.dtype).min, scores)
+    return scores.masked_fill(scores.isnan(), torch.finfo(scores.dtype).min)
 
 
 def describe(x: Float[Tensor, "B N C"], similarity: Similarity) -> Float[Tensor, "B N C"]:
     """What a similarity compares: unit vectors for the cosine, log-probabilities for the divergences."""
     if similarity == "cosine":
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
+        norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / norm.clamp_min(1e-12)
     if similarity in ("kl", "kl_forward"):
         return x.log_softmax(-1)
     return x

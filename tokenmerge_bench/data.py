@@ -147,7 +147,7 @@ def open_dataset(spec: str) -> ImageSet:
 
 
 def _open_folder(root: Path) -> FolderImages:
-    wnids: list[str] = ImageNetInfo().label_names()  # type: ignore[no-untyped-call]
+    wnids: list[str] = ImageNetInfo().label_names()
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     found: list[tuple[str, int, int]] = []
     for folder in sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import accumulate, pairwise
 from math import floor
 
 from tokenmerge_bench.errors import InputError
@@ -54,7 +55,8 @@ class MergesPerLayer(Knob):
         return _integers(text, self.flag)
 
     def text(self, value: Value) -> str:
-        return f"{self.name}={_compact(value)}"
+        assert isinstance(value, tuple)
+        return f"{self.name}={'/'.join(map(str, _shortest(value)))}"
 
     def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
         counts, n = [], n0
@@ -97,6 +99,11 @@ class RemovedPerBlock(MergesPerLayer):
     def __init__(self, inflection: float = 0.0) -> None:
         self.inflection = inflection
 
+    def text(self, value: Value) -> str:
+        """As it is: the list 5/5 stops after two blocks and a single 5 is tilted by the inflection."""
+        assert isinstance(value, tuple)
+        return f"{self.name}={'/'.join(map(str, value))}"
+
     def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
         counts, n = [], n0
         for r in self.schedule(value, sites):
@@ -118,10 +125,14 @@ class RemovedPerBlock(MergesPerLayer):
             for value in super().candidates(n0, sites, fewest):
                 assert isinstance(value, tuple)
                 if max(value) <= n0 // 2:
-                    yield value
+                    yield _shortest(value)
             return
-        for step in range(n0 // 2 * sites + 1):
-            yield _limited(n0, list(tilted(step / sites, self.inflection, sites)), 0.5, fewest)
+        # Along the tilted line, one token more in all each time: the line truncated block by block would jump by one in
+        # many blocks at once.
+        tilt = [1 + self.inflection * (2 * block / max(sites - 1, 1) - (sites > 1)) for block in range(sites)]
+        for total in range(n0 // 2 * sites + 1):
+            so_far = [floor(total * share / sites + 1e-9) for share in accumulate(tilt)]
+            yield _limited(n0, [after - before for before, after in pairwise([0, *so_far])], 0.5, fewest)
 
 
 class KeepRate(Knob):
@@ -224,6 +235,6 @@ def _integers(text: str, flag: str) -> tuple[int, ...]:
     return tuple(int(value) for value, _, times in runs for _ in range(int(times or 1)))
 
 
-def _compact(value: Value) -> str:
-    assert isinstance(value, tuple)
-    return str(value[0]) if len(set(value)) == 1 else "/".join(str(part) for part in value)
+def _shortest(values: tuple[int, ...]) -> tuple[int, ...]:
+    """One integer where it stands for the same list."""
+    return values[:1] if len(set(values)) == 1 else values

@@ -160,7 +160,7 @@ def load_model(
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """timm's data config of a model: `input_size` (C, H, W), `mean`, `std`, `crop_pct` and the rest."""
-    return dict(resolve_model_data_config(model))  # type: ignore[no-untyped-call]
+    return dict(resolve_model_data_config(model))
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -184,7 +184,7 @@ class ReducedViT(nn.Module):
         assert state is not None
         step = self.schedule.steps[step_index]
         reducer = cast(TokenReducer, self.reducers[step_index])
-        batch, length, _ = x.shape
+        batch, length = int(x.shape[0]), int(x.shape[1])  # plain integers also under a tracer
         if length != prefix + step.n_in:
             raise InputError(
                 f"block {step.block} got {length} tokens where {prefix + step.n_in} were planned: give images of the "

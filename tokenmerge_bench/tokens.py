@@ -68,7 +68,8 @@ class Tokens:
         if cells is None:
             cells = torch.arange(n, device=features.device).expand(batch, n)
         source = HardAssignment(cells, n)
-        sizes = source.merge_sizes(torch.ones(cells.shape, dtype=features.dtype, device=features.device))
+        precise = torch.promote_types(features.dtype, torch.float32)
+        sizes = source.merge_sizes(torch.ones(cells.shape, dtype=precise, device=features.device))
         if image_ids is None:
             image_ids = torch.zeros(batch, dtype=torch.int64, device=features.device)
         return cls(features, sizes, source, grid, prefix, image_ids, block, seed, keys, attention, attn_out)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
+from itertools import compress
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -32,8 +33,8 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from timm.data.transforms_factory import create_transform
-from timm.optim import create_optimizer_v2, list_optimizers  # type: ignore[attr-defined]
-from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
+from timm.optim import create_optimizer_v2, list_optimizers
+from timm.scheduler import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -254,8 +255,8 @@ def _describe(row: CurveRow) -> str:
 class Source(Protocol):
     """Where the training loop takes its images from."""
 
-    def train_batches(self, epoch: int) -> Stream:
-        """Whole batches of uint8 training images, shuffled by seed and `epoch`; a rest is dropped."""
+    def train_batches(self, epoch: int, augment: Augment) -> Stream:
+        """Whole batches of augmented training images, shuffled by seed and `epoch`; a rest is dropped."""
 
     def holdout_batches(self) -> Stream:
         """The held-out images as the model takes them (float32, normalised), with their labels."""
@@ -272,15 +273,18 @@ class _InMemory:
         self._holdout = torch.from_numpy(split.holdout).to(device)
         self._recipe, self._config = recipe, config
 
-    def train_batches(self, epoch: int) -> Stream:
+    def train_batches(self, epoch: int, augment: Augment) -> Stream:
         shuffle = torch.Generator().manual_seed(_mixed_seed(self._recipe.seed, epoch))
         order = self._train[torch.randperm(len(self._train), generator=shuffle).to(self._train.device)]
-        for start in range(0, len(order) - self._recipe.batch_size + 1, self._recipe.batch_size):
-            at = order[start : start + self._recipe.batch_size]
-            yield self._pixels[at], self._labels[at]
+        batch = self._recipe.batch_size
+        # Small images are augmented many batches at a time: a GPU runs faster than the host can ask it for so little.
+        together = batch * max(1, 2**23 // (batch * self._pixels[0].numel()))
+        for at in torch.split(order[: len(order) // batch * batch], together):
+            pixels, labels = augment(self._pixels[at]), self._labels[at]
+            yield from zip(torch.split(pixels, batch), torch.split(labels, batch), strict=True)
 
     def holdout_batches(self) -> Stream:
-        for at in torch.split(self._holdout, self._recipe.batch_size):
+        for at in torch.split(self._holdout, 4 * self._recipe.batch_size):  # no gradients, so there is room
             yield normalize(self._pixels[at], self._config["mean"], self._config["std"]), self._labels[at]
 
 
@@ -296,7 +300,7 @@ class _Decoded(Dataset[tuple[Tensor, int]]):
             scale=recipe.crop_scale or (1.0, 1.0),
             ratio=(3 / 4, 4 / 3) if recipe.crop_scale else (1.0, 1.0),
             hflip=0.0,
-            color_jitter=None,  # type: ignore[arg-type]
+            color_jitter=None,
             auto_augment=recipe.auto_augment,
             interpolation=config["interpolation"],
             mean=config["mean"],
@@ -333,10 +337,10 @@ class _Workers:
             generator=self._generator,
         )
 
-    def train_batches(self, epoch: int) -> Stream:
+    def train_batches(self, epoch: int, augment: Augment) -> Stream:
         self._generator.manual_seed(_mixed_seed(self._recipe.seed, epoch))
         for pixels, labels in self._loader:
-            yield pixels.to(self._device, non_blocking=True), labels.to(self._device, non_blocking=True)
+            yield augment(pixels.to(self._device, non_blocking=True)), labels.to(self._device, non_blocking=True)
 
     def holdout_batches(self) -> Stream:
         transform, indices = eval_transform(self._config), self._split.holdout
@@ -387,7 +391,11 @@ class _Trainer:
         self._forward: Callable[[Tensor], Tensor] = self.model
         if recipe.compile != "none" and device.type == "cuda":
             self._forward = torch.compile(self.model, mode=recipe.compile)
+        self._parameters = list(self.model.parameters())
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+        # Parameters and buffers are looked up once, since at every update that would take longer than the update.
+        self._averages = list(self.ema.module.state_dict().values()) if self.ema is not None else []
+        self._values = list(self.model.state_dict().values())
         self.optimizer = _optimizer(recipe, self.model, device)
         self._scheduler, _ = create_scheduler_v2(
             self.optimizer,
@@ -410,15 +418,15 @@ class _Trainer:
         with self._autocast():
             logits = self._forward(pixels)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.recipe.clip_grad:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+            nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
         self.optimizer.step()
         # Before the next forward pass, whose CUDA graph reuses the gradients' memory.
         self.optimizer.zero_grad()
         self.updates += 1
         if self.ema is not None:
-            self.ema.update(self.model, step=self.updates)
+            _move(self._averages, self._values, 1 - self.ema.get_decay(self.updates))
         self._scheduler.step_update(self.updates)
         return loss.detach()
 
@@ -442,19 +450,32 @@ class _Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
 
+@torch.no_grad()
+def _move(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -> None:
+    """Move the averages towards the values by `weight` in 0..1; what is not floating point is copied."""
+    moved = [average.is_floating_point() for average in averages]
+    torch._foreach_lerp_(list(compress(averages, moved)), list(compress(values, moved)), weight)
+    for average, value, done in zip(averages, values, moved, strict=True):
+        if not done:
+            average.copy_(value)
+
+
 def _optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     fused: dict[str, Any] = {"fused": True} if device.type == "cuda" and recipe.opt == "adamw" else {}
     try:
-        return create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, **fused
+        )
     except ValueError as error:
         known = nearest(recipe.opt, [str(name) for name in list_optimizers()])
         raise InputError(f"timm has no optimizer '{recipe.opt}'{known}; correct the recipe's opt") from error
+    return optimizer
 
 
 def _mixup(recipe: Recipe, classes: int, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
     if not recipe.mixup and not recipe.cutmix:
         return None
-    mix = Mixup(  # type: ignore[no-untyped-call]
+    mix: Callable[..., tuple[Tensor, Tensor]] = Mixup(
         mixup_alpha=recipe.mixup,
         cutmix_alpha=recipe.cutmix,
         prob=recipe.mixup_prob,
@@ -515,7 +536,7 @@ def _epochs(trainer: _Trainer, source: Source) -> Iterator[CurveRow]:
     )
     for epoch in range(1, recipe.epochs + 1):
         began, lr = time.perf_counter(), trainer.optimizer.param_groups[0]["lr"]
-        losses = [trainer.step(augment(pixels), labels) for pixels, labels in source.train_batches(epoch)]
+        losses = [trainer.step(pixels, labels) for pixels, labels in source.train_batches(epoch, augment)]
         # One transfer an epoch: reading every loss would make the host wait for every update.
         loss = torch.stack(losses).mean().item()
         if not math.isfinite(loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ D1 = [[8, 8], [6, 1], [3, 6], [8, 2], [9, 4], [0, 1]]
 D2 = [[5, 6, 1], [5, 1, 4], [3, 3, 2], [3, 0, 0]]
 
 
-def image(rows: list[list[float]] | list[list[int]]) -> Tensor:
+def image(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)[None]
 
 
@@ -266,7 +267,7 @@ def test_a_separate_compared_feature_is_averaged_along(feature: str, averaging: 
     grid, k = (3, 4), 8
     history = ref.random_partition(grid, 2, 5)
     x, other = ref.random_rows("random", 10, 6, 1), ref.random_rows("random", 10, 6, 2)
-    handed: dict[str, Tensor] = {"attn_out": torch.from_numpy(other)[None]}
+    handed: dict[str, Any] = {"attn_out": torch.from_numpy(other)[None]}
     if feature == "keys":  # the mean over two heads
         offset = torch.from_numpy(ref.random_rows("random", 10, 6, 3))[None]
         handed = {"keys": torch.stack([handed["attn_out"] + offset, handed["attn_out"] - offset], 1)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tokenmerge_bench.tokens import Tokens
 L1 = [[1, 0], [4, 1], [3, 1], [0, 2], [1, 3], [1, 5], [5, 5], [2, 0]]
 
 
-def reduce(rows: list[list[float]] | list[list[int]], grid: tuple[int, int], k: int, **options: Any) -> Tensor:
+def reduce(rows: Sequence[Sequence[float]], grid: tuple[int, int], k: int, **options: Any) -> Tensor:
     x = torch.tensor(rows, dtype=torch.float64)[None]
     return Lotm(LotmOptions(**options)).assign(Tokens.of(x, grid), len(rows) - k).merge(x)[0]
 

@@ -12,10 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from tokenmerge_bench.assignment import HardAssignment
-from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import RemovedPerBlock
 from tokenmerge_bench.methods.tome import Tome, TomeOptions, bipartite_soft_matching
+from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.schedule import make_schedule
 from tokenmerge_bench.tokens import Tokens
 
