@@ -73,12 +73,17 @@ def knob_budget(found: Solution) -> Budget:
     [*((DEMO_MODEL, method) for method in METHODS), *((name, method) for name in DEITS for method in DEFAULTS)],
 )
 def test_every_fraction_down_to_the_strongest_can_be_hit(name: str, method: str) -> None:
-    """Neighbouring costs lie so close together that each fraction between them is within the tolerance of one of them."""
-    costs = sorted(found.macs.total for found in offered(name, method))
-    assert costs[-1] >= solver(name).unreduced.total
-    assert costs[0] < 0.75 * costs[-1]
-    gaps = [(above - below) / (above + below) for below, above in pairwise(costs)]
-    assert max(gaps) <= TOLERANCE
+    """Neighbouring costs lie so close together that every fraction is within the tolerance of one of them.
+
+    Below half of the FLOPs, one token in each of 12 blocks is more than 1 % of what is left: twice the tolerance there.
+    """
+    whole = solver(name).unreduced.total
+    costs = sorted({found.macs.total for found in offered(name, method)})
+    assert costs[-1] >= whole
+    assert costs[0] < 0.5 * whole
+    gaps = {above / whole: (above - below) / (above + below) for below, above in pairwise(costs)}
+    assert max(gap for at, gap in gaps.items() if at >= 0.5) <= TOLERANCE
+    assert max(gap for at, gap in gaps.items() if at >= 0.2) <= 2 * TOLERANCE
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import references as ref
 import torch
+from sklearn.feature_extraction.image import grid_to_graph
 
 from tokenmerge_bench.grid import EIGHT, FOUR, HORIZONTAL, OFFSETS, adjacency, cell_edges, key_cells, token_edges
 
@@ -23,6 +24,12 @@ def test_numbers_of_edges(grid: tuple[int, int]) -> None:
 
 def test_deit_has_364_and_702_edges_and_182_horizontal_ones() -> None:
     assert [len(cell_edges((14, 14), offsets, CPU)) for offsets in (FOUR, EIGHT, HORIZONTAL)] == [364, 702, 182]
+
+
+def test_four_neighbours_are_those_of_scikit_learn() -> None:
+    graph = grid_to_graph(14, 14).tocoo()
+    theirs = {(int(a), int(b)) for a, b in zip(graph.row, graph.col, strict=True) if a < b}
+    assert {(a, b) for a, b in cell_edges((14, 14), FOUR, CPU).tolist()} == theirs
 
 
 @pytest.mark.parametrize("grid", GRIDS)

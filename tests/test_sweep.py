@@ -99,7 +99,7 @@ def test_a_sweep_leaves_a_table_outcomes_and_provenance(undisturbed: SweepResult
     folder, table = undisturbed.path, undisturbed.table
     assert set(DESIGN_COLUMNS) <= set(table.columns)
     pd.testing.assert_frame_equal(table, read_results(folder), check_dtype=False, check_exact=True)
-    assert table["method"].tolist() == ["none", "dhtm", "tome", "random", "random"]
+    assert table["method"].tolist() == ["none", "dhtm", "lotm", "random", "random"]
     assert table["seed"].tolist() == [0, 0, 0, 0, 1]
     assert set(table["status"]) == {"ok"}
     assert table["n_images"].tolist() == [6] * 5
@@ -112,7 +112,7 @@ def test_a_sweep_leaves_a_table_outcomes_and_provenance(undisturbed: SweepResult
     )
     assert not (folder / "journal.jsonl").exists()
     origin = json.loads((folder / "provenance.json").read_text())
-    assert origin["experiment"]["methods"] == ["dhtm", "tome", "random"]
+    assert origin["experiment"]["methods"] == ["dhtm", "lotm", "random"]
     assert origin["subset"]["images"] == 6
     assert origin["models"][TINY]["fingerprint"] in origin["models"][TINY].values()
     assert {"git_revision", "packages", "platform", "processor", "device", "command", "dataset"} <= set(origin)
@@ -156,7 +156,7 @@ def test_savings_are_fractions_of_the_unreduced_model(undisturbed: SweepResult) 
     table = undisturbed.table
     assert table["reduction"][0] == 0
     assert np.allclose(table["reduction"], 1 - table["gflops"] / table["gflops"][0], atol=1e-6)
-    assert np.allclose(table["reduction"][1:], 0.5, atol=0.0025)
+    assert all(table["reduction"][1:].between(0.1, 0.3))
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -212,7 +212,7 @@ def test_the_same_method_spelt_twice_is_one_point(weights: Path, tmp_path: Path)
 
 
 def test_an_unreachable_point_is_a_row_with_its_reason(weights: Path, tmp_path: Path) -> None:
-    result = run(tmp_path / "out", weights, methods=["tome:staged=on", "dhtm"], budgets=[0.3], limit=2)
+    result = run(tmp_path / "out", weights, methods=["tome:staged=on", "dhtm"], budgets=[0.4], limit=2)
     rows = result.table.set_index("method")
     assert rows.loc["tome", "status"] == "unreachable"
     assert "nearest that tome:staged=true can do is" in str(rows.loc["tome", "reason"])
@@ -238,7 +238,7 @@ def test_a_point_that_raises_fails_alone_and_is_tried_again(
                 raise RuntimeError("no more\nsecond line")
 
     temporary.add("breaks", Breaks)
-    methods = ["breaks", "dhtm", "tome", "random"]
+    methods = ["breaks", "dhtm", "lotm", "random"]
     reporter = Recorder()
     first = run(tmp_path / "out", weights, reporter, methods=methods)
     row = first.table.set_index("method").loc["breaks"]
@@ -285,7 +285,7 @@ def test_logits_that_are_not_finite_fail(weights: Path, tmp_path: Path, temporar
 
 
 def test_learned_weights_without_training_are_no_result(weights: Path, tmp_path: Path) -> None:
-    result = run(tmp_path / "out", weights, methods=["dpc_knn:learned_weights=true", "dpc_knn"], limit=2)
+    result = run(tmp_path / "out", weights, methods=["dpc_knn:learned_weights=true", "dpc_knn"], keep_rate=["0.7"], limit=2)
     rows = result.table.set_index("options")
     assert rows.loc["learned_weights=true", "status"] == "failed"
     assert "must be trained first; there is no checkpoint" in str(rows.loc["learned_weights=true", "reason"])
@@ -489,7 +489,7 @@ def test_an_added_method_is_all_that_is_evaluated(
     run(tmp_path / "out", weights, methods=["dhtm"])
     old = set(seen)
     seen.clear()
-    result = run(tmp_path / "out", weights, methods=["dhtm", "tome", "random"])
+    result = run(tmp_path / "out", weights, methods=["dhtm", "lotm", "random"])
     assert len(seen) == 9
     assert not old & set(seen)
     assert_same(result, undisturbed)
@@ -499,9 +499,9 @@ def test_an_added_budget_is_all_that_is_evaluated(
     weights: Path, tmp_path: Path, forwards: Iterator[list[str]]
 ) -> None:
     seen = next(forwards)
-    run(tmp_path / "out", weights, methods=["dhtm"], budgets=[0.5], limit=2)
+    run(tmp_path / "out", weights, methods=["dhtm"], k=["6"], limit=2)
     seen.clear()
-    run(tmp_path / "out", weights, methods=["dhtm"], budgets=[0.5, 0.3], limit=2)
+    run(tmp_path / "out", weights, methods=["dhtm"], k=["3", "6"], limit=2)
     assert len(seen) == 1
 
 
@@ -522,8 +522,8 @@ def test_other_weights_of_the_same_name_are_another_experiment(
         {"methods": ["dhtm:averaging=plain"]},
         {"methods": ["dhtm:layers=3/6/9"]},
         {"layers": "3/6/9"},
-        {"budgets": [0.3]},
         {"k": ["5"]},
+        {"budgets": [0.5], "k": []},
         {"limit": 4},
         {"seed": 1},
         {"batch_size": 3},
@@ -541,9 +541,9 @@ def test_changed_options_never_reuse_an_old_point(weights: Path, tmp_path: Path,
 def test_fresh_evaluates_everything_again(weights: Path, tmp_path: Path, forwards: Iterator[list[str]]) -> None:
     seen = next(forwards)
     run(tmp_path / "out", weights, methods=["dhtm"], limit=2)
-    run(tmp_path / "out", weights, fresh=True, methods=["tome"], limit=2)
+    run(tmp_path / "out", weights, fresh=True, methods=["lotm"], limit=2)
     assert len(seen) == 4
-    assert read_results(tmp_path / "out")["method"].tolist() == ["none", "tome"]
+    assert read_results(tmp_path / "out")["method"].tolist() == ["none", "lotm"]
 
 
 def test_without_a_folder_the_name_follows_from_the_experiment(
@@ -554,9 +554,9 @@ def test_without_a_folder_the_name_follows_from_the_experiment(
     monkeypatch.chdir(tmp_path)
     paths = [
         run_sweep(
-            experiment(methods=["dhtm"], limit=2, budgets=[budget]), weights={TINY: weights}, reporter=Recorder()
+            experiment(methods=["dhtm"], limit=2, k=[k]), weights={TINY: weights}, reporter=Recorder()
         ).path
-        for budget in (0.5, 0.3, 0.5)
+        for k in ("6", "5", "6")
     ]
     assert paths[0] == paths[2] != paths[1]
     assert all(path.parent == Path("results") and path.name.startswith("demo-") for path in paths)
@@ -582,7 +582,7 @@ def test_two_models_share_a_folder_and_keep_apart(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
 def test_other_precisions_run(weights: Path, tmp_path: Path, dtype: str) -> None:
-    table = run(tmp_path / "out", weights, methods=["dhtm", "tome"], limit=2, dtype=dtype).table
+    table = run(tmp_path / "out", weights, methods=["dhtm", "tome"], budgets=[0.5], limit=2, dtype=dtype).table
     assert set(table["status"]) == {"ok"}
     assert set(table["dtype"]) == {dtype}
 

@@ -355,3 +355,9 @@ def test_features_of_attention_do_not_exist_before_the_block(feature: Any) -> No
 @pytest.mark.parametrize("steps", [5, 6, 9])
 def test_d1_d_more_merges_than_there_are_pairs_leave_one_token(steps: int) -> None:
     assert contract(image(D1), (2, 3), steps, averaging="plain") == [set(range(6))]
+
+
+@pytest.mark.parametrize(("tau", "left"), [(-3.0, 5), (-4.5, 4)])
+def test_a_score_equal_to_the_threshold_merges(tau: float, left: int) -> None:
+    # Manhattan distances of whole numbers are exact: the merges of D1 score -3 and -4.5.
+    assert len(contract(image(D1), (2, 3), 5, averaging="plain", similarity="manhattan", threshold=tau)) == left
