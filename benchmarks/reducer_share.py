@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from tokenmerge_bench.assignment import HardAssignment
 from tokenmerge_bench.budgets import attach
 from tokenmerge_bench.engine import open_device
 from tokenmerge_bench.models import DEMO_MODEL, build_model, load_model
@@ -54,7 +53,7 @@ def report(model: nn.Module, budget: float, batch: int, device: torch.device, ro
         reduced = attach(model, name, budget=budget)
         runs[name] = lambda reduced=reduced: reduced(images, ids)  # type: ignore[misc]
         dropped = attach(model, f"{name}:prop_attn=off" if has_prop_attn(reduced) else name, budget=budget)
-        dropped.replay = keep_first(dropped, batch, device)
+        dropped.drop = True
         runs[f"{name} free drop"] = lambda dropped=dropped: dropped(images, ids)  # type: ignore[misc]
     seconds = measure(runs, device, rounds)
     base = statistics.median(seconds["unreduced"])
@@ -69,18 +68,6 @@ def report(model: nn.Module, budget: float, batch: int, device: torch.device, ro
 def has_prop_attn(reduced: ReducedViT) -> bool:
     """Whether the method adds the size bias, which the bound leaves out."""
     return any(getattr(reducer, "proportional_attention", False) for reducer in reduced.reducers)
-
-
-def keep_first(reduced: ReducedViT, batch: int, device: torch.device) -> list[HardAssignment]:
-    """Assignments that keep the first tokens and forget the others."""
-    return [
-        HardAssignment(
-            torch.arange(step.n_in, device=device).clamp_max(step.n_out - 1).expand(batch, -1),
-            step.n_out,
-            picks=torch.arange(step.n_out, device=device).expand(batch, -1),
-        )
-        for step in reduced.schedule.steps
-    ]
 
 
 def measure(runs: dict[str, Callable[[], Tensor]], device: torch.device, rounds: int) -> dict[str, list[float]]:

@@ -84,7 +84,9 @@ class Dhtm(TokenReducer):
         return book.assignment(n_out, tokens.sizes)
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
-        """(N + E) C for norms and first scores, (D + 2) C for each merge: its mean, norm and D new scores.
+        """(N + E) F for norms and first scores; for each merge C for its mean, (D + 1) F for its norm and new scores.
+
+        F is the width of the compared feature, C unless keys are compared; a feature of its own costs a mean of F too.
 
         E is the number of edges of a square grid of N tokens (702 or 364 for 196), D the number of neighbours of a
         pair.
@@ -93,4 +95,7 @@ class Dhtm(TokenReducer):
             edges, neighbours = 4 * n_in - 6 * math.sqrt(n_in) + 2, 10
         else:
             edges, neighbours = 2 * n_in - 2 * math.sqrt(n_in), 6
-        return round((n_in + edges + (n_in - n_out) * (neighbours + 2)) * width)
+        compared_width = self.head_width if self.options.feature == "keys" else width
+        means = width + (0 if self.options.feature == "mid" else compared_width)
+        per_merge = means + (neighbours + 1) * compared_width
+        return round((n_in + edges) * compared_width + (n_in - n_out) * per_merge)

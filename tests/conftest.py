@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,26 @@ from sweeping import TINY_RGB, save_image, save_random_weights
 def one_thread() -> None:
     """Small tensors are slower on many threads, above all when the machine is busy."""
     torch.set_num_threads(1)
+
+
+_counted: dict[object, Any] = {}
+
+
+@pytest.fixture(scope="module")
+def counted_once() -> Iterator[None]:
+    """Counts the MACs of equal networks once: tracing is most of the time of a small sweep."""
+    from tokenmerge_bench import counting, engine
+
+    def count(reduced: Any) -> Any:
+        vit, reducers = reduced.detach(), tuple((type(r), r.options) for r in reduced.reducers)
+        key = (reduced.geometry, vit.num_classes, reduced.schedule, reducers)
+        if key not in _counted:
+            _counted[key] = counting.count(reduced)
+        return _counted[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "count", count)
+        yield
 
 
 @pytest.fixture(scope="session")

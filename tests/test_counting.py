@@ -208,7 +208,7 @@ def test_an_unknown_operator_is_an_error_that_names_it(activation: type[nn.Modul
     reduced = attach(model, "dhtm", (11,), (1,))
     with pytest.raises(CountingError, match=operator):
         traced(reduced)
-    assert reduced.replay is None
+    assert not reduced.drop
 
 
 def test_a_layer_outside_the_closed_form_is_noticed() -> None:

@@ -35,6 +35,7 @@ from tokenmerge_bench.store import read_results
 from tokenmerge_bench.sweep import SweepResult
 from tokenmerge_bench.tokens import Tokens
 
+pytestmark = pytest.mark.usefixtures("counted_once")
 DESIGN_COLUMNS = (
     "experiment, model, weights, dataset, n_images, method, options, trained, budget, knob, top1, top1_low, top1_high, "
     "top5, gflops, gflops_reducer, reduction, tokens_per_block, images_per_s, latency_ms, peak_memory_mb, seed, device, "
@@ -92,13 +93,22 @@ def assert_same(found: SweepResult, wanted: SweepResult) -> None:
     assert outcome_files(found.path) == outcome_files(wanted.path)
 
 
+def assert_same_but(method: str, found: SweepResult, wanted: SweepResult) -> None:
+    """The same rows apart from those of one method."""
+    found_rows, wanted_rows = read_results(found.path), read_results(wanted.path)
+    others = found_rows[found_rows["method"] != method].reset_index(drop=True)
+    pd.testing.assert_frame_equal(lasting(others), lasting(wanted_rows), check_dtype=False)
+
+
 # --- what is written ----------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_leaves_a_table_outcomes_and_provenance(undisturbed: SweepResult, weights: Path) -> None:
     folder, table = undisturbed.path, undisturbed.table
     assert set(DESIGN_COLUMNS) <= set(table.columns)
-    pd.testing.assert_frame_equal(table, read_results(folder), check_dtype=False, check_exact=True)
+    read = read_results(folder)
+    for column in table:
+        assert [str(v) for v in table[column].fillna("")] == [str(v) for v in read[column].fillna("")], column
     assert table["method"].tolist() == ["none", "dhtm", "lotm", "random", "random"]
     assert table["seed"].tolist() == [0, 0, 0, 0, 1]
     assert set(table["status"]) == {"ok"}
@@ -245,17 +255,13 @@ def test_a_point_that_raises_fails_alone_and_is_tried_again(
     assert (row["status"], row["reason"]) == ("failed", "RuntimeError: no more")
     assert list(first.failures.values()) == ["RuntimeError: no more"]
     assert [note for note in reporter.notes if "RuntimeError: no more" in note]
-    others = first.table[first.table["method"] != "breaks"].reset_index(drop=True)
-    compared = lasting(undisturbed.table)
-    pd.testing.assert_frame_equal(lasting(others), compared, check_dtype=False)
+    assert_same_but("breaks", first, undisturbed)
 
     again = Recorder()
     second = run(tmp_path / "out", weights, again, methods=methods)
     assert set(second.table["status"]) == {"ok"}
     assert len(again.steps) == 2  # its first batch was in the journal
-    pd.testing.assert_frame_equal(
-        lasting(second.table[second.table["method"] != "breaks"]).reset_index(drop=True), compared, check_dtype=False
-    )
+    assert_same_but("breaks", second, undisturbed)
     assert not (tmp_path / "out" / "journal.jsonl").exists()
 
 
@@ -312,7 +318,7 @@ def test_a_class_folder_maps_to_imagenet_classes(rgb_weights: Path, image_folder
     assert outcomes["image"].tolist()[0] == "n01440764/0.png"
 
 
-@pytest.mark.parametrize("interrupt_at", [None, 1, 4, 6, 9, 12])
+@pytest.mark.parametrize("interrupt_at", [None, 4, 9])
 def test_unreadable_images_are_named_counted_and_left_out_alike(
     rgb_weights: Path, image_folder: Path, tmp_path: Path, interrupt_at: int | None
 ) -> None:
@@ -362,7 +368,7 @@ def test_images_that_were_repaired_are_another_experiment(
 # --- interruptions ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interrupt_at", range(1, 16))
+@pytest.mark.parametrize("interrupt_at", [1, 5, 6, 9, 15])
 def test_stopped_after_any_evaluation_it_ends_the_same(
     weights: Path, tmp_path: Path, undisturbed: SweepResult, interrupt_at: int
 ) -> None:
@@ -376,7 +382,7 @@ def test_stopped_after_any_evaluation_it_ends_the_same(
     assert len(reporter.steps) == 15 - 5 * whole_batches
 
 
-@pytest.mark.parametrize("left", [0, 1, 40, -1])
+@pytest.mark.parametrize("left", [0, 40, -1])
 def test_a_torn_journal_is_mended(weights: Path, tmp_path: Path, undisturbed: SweepResult, left: int) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "out", weights, Recorder(11))
@@ -388,7 +394,7 @@ def test_a_torn_journal_is_mended(weights: Path, tmp_path: Path, undisturbed: Sw
     assert len(reporter.steps) == 10
 
 
-@pytest.mark.parametrize("finished", range(6))
+@pytest.mark.parametrize("finished", [0, 2, 5])
 def test_stopped_while_points_are_finished_it_ends_the_same(
     weights: Path, tmp_path: Path, undisturbed: SweepResult, finished: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,6 +90,12 @@ class HardAssignment(Assignment):
         """Every token stays what it is."""
         return cls(torch.arange(n, device=device).expand(batch, n), n)
 
+    @classmethod
+    def keep_first(cls, batch: int, n: int, n_out: int, device: torch.device | None = None) -> HardAssignment:
+        """The first `n_out` tokens, by position alone: what dropping tokens costs when choosing them is free."""
+        slots = torch.arange(n, device=device).expand(batch, n)
+        return cls(slots.clamp(max=n_out - 1), n_out, picks=slots[:, :n_out])
+
     def merge(self, features: Float[Tensor, "B N C"]) -> Float[Tensor, "B M C"]:
         """See `Assignment.merge`; tokens that stay alone keep their features bit for bit."""
         if self.picks is not None:

@@ -42,12 +42,13 @@ class Listing(str, Enum):
     experiments = "experiments"
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from tokenmerge_bench.provenance import version
 
         typer.echo(f"tokenmerge-bench {version()}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()

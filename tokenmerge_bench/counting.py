@@ -116,7 +116,8 @@ def closed_form(model: nn.Module, schedule: Schedule, reducer: int = 0) -> Macs:
 def traced(reduced: ReducedViT) -> int:
     """MACs of the network for one image, counted by fvcore on the attached model (reducers excluded).
 
-    The assignments of a first pass are replayed while tracing, so that the reducers' operators do not appear.
+    While tracing, tokens are dropped by position, so that the reducers' operators do not appear; the shapes, on which
+    alone the count depends, are those of the schedule.
 
     Raises:
         CountingError: if an operator is neither counted nor on the written list of free ones.
@@ -125,14 +126,13 @@ def traced(reduced: ReducedViT) -> int:
     parameter = next(stock.parameters())
     image = torch.zeros(1, *image_shape(stock), device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), _evaluating(reduced), _quiet():
-        reduced(image)
         try:
-            reduced.replay = list(reduced.assignments)
+            reduced.drop = True
             analysis = _Analysis(reduced, image)
             total = analysis.total()
             unknown = analysis.unsupported_ops()
         finally:
-            reduced.replay = None
+            reduced.drop = False
     if unknown:
         names = ", ".join(sorted(unknown))
         raise CountingError(

@@ -90,7 +90,7 @@ class _Pass:
     """What one forward pass carries from reduction to reduction. Replaced at every forward."""
 
     image_ids: Tensor
-    sizes: Tensor | None = None  # (B, P + N) float32; None while no token stands for more than one patch
+    sizes: Tensor | None = None  # (B, P + N), float32 or better; None while no token stands for more than one patch
     proportional: bool = False
     source: Assignment | None = None  # None stands for the identity
     assignments: list[Assignment] = field(default_factory=list)
@@ -116,9 +116,10 @@ class ReducedViT(nn.Module):
         self.reducers = nn.ModuleList(reducers)
         self._stock = (model,)  # in a tuple, so that nn.Module does not list the weights twice
         self._pass: _Pass | None = None
-        self.replay: Sequence[Assignment] | None = None
-        """Assignments to use instead of asking the reducers; the MAC counter traces a network this way."""
+        self.drop = False
+        """Whether to drop tokens by position instead of asking the reducers: the same shapes at no cost."""
         self.model = _with_children(model, blocks=nn.Sequential(*self._wrap_blocks(cast(VisionTransformer, model))))
+        self.train(model.training)
 
     def forward(self, images: Float[Tensor, "B I height width"], image_ids: Int[Tensor, " B"] | None = None) -> Any:
         """Logits of the model.
@@ -131,6 +132,12 @@ class ReducedViT(nn.Module):
             image_ids = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
         self._pass = _Pass(image_ids)
         return self.model(images)
+
+    def train(self, mode: bool = True) -> ReducedViT:
+        """Sets the mode of the stock model too: its blocks are shared, and half a model in each mode helps nobody."""
+        super().train(mode)
+        self._stock[0].train(mode)
+        return self
 
     def detach(self) -> nn.Module:
         """The stock model, as it was given."""
@@ -191,7 +198,8 @@ class ReducedViT(nn.Module):
                 f"size the model was made for ({self.geometry.grid[0]}x{self.geometry.grid[1]} patches)."
             )
         head, patches = x[:, :prefix], x[:, prefix:]
-        sizes = state.sizes if state.sizes is not None else torch.ones((batch, length), device=x.device)
+        precise = torch.promote_types(x.dtype, torch.float32)
+        sizes = state.sizes if state.sizes is not None else x.new_ones((batch, length), dtype=precise)
         source = state.source or HardAssignment.identity(batch, self.geometry.patches, x.device)
         tokens = Tokens(
             features=patches,
@@ -205,9 +213,12 @@ class ReducedViT(nn.Module):
             **(tap.collect(prefix) if tap is not None else {}),
         )
         with torch.autocast(x.device.type, enabled=False):
-            replayed = None if self.replay is None else self.replay[step_index]
-            assignment = replayed or reducer.assign(tokens, step.n_out)
-            merged = assignment.merge(reducer.values(patches))
+            if self.drop:
+                assignment: Assignment = HardAssignment.keep_first(batch, step.n_in, step.n_out, x.device)
+                merged = assignment.merge(patches)
+            else:
+                assignment = reducer.assign(tokens, step.n_out)
+                merged = assignment.merge(reducer.values(patches))
         state.sizes = torch.cat([sizes[:, :prefix], assignment.merge_sizes(sizes[:, prefix:])], dim=1)
         state.proportional = state.proportional or reducer.proportional_attention
         state.source = source.compose(assignment)
@@ -220,8 +231,7 @@ class ReducedViT(nn.Module):
         assert state is not None
         if state.sizes is None or not state.proportional:
             return None
-        precise = torch.promote_types(x.dtype, torch.float32)
-        return state.sizes.to(precise).log().to(x.dtype)[:, None, None, :]
+        return state.sizes.log().to(x.dtype)[:, None, None, :]
 
 
 class _ReducedBlock(nn.Module):

@@ -51,6 +51,8 @@ def make_schedule(
 
     `post` at a block is the same as `pre` at the next one.
     """
+    if site == "post" and blocks and max(blocks) >= depth - 1:
+        raise ValueError(f"nothing follows block {max(blocks)}, the last one, so it cannot be reduced after it")
     steps, n = [], n0
     for block, left in zip(blocks, counts, strict=True):
         if left != n:
