@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from sweeping import TINY_RGB, save_image, save_random_weights
 
 
@@ -16,6 +17,10 @@ def one_thread() -> None:
     """Small tensors are slower on many threads, above all when the machine is busy."""
     torch.set_num_threads(1)
 
+
+# A busy machine is no failure.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 _counted: dict[object, Any] = {}
 

@@ -106,9 +106,7 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment(**{**usual, **changes})
 
 
-def run(
-    out: Path, weights: Path, reporter: Recorder | None = None, fresh: bool = False, **changes: Any
-) -> SweepResult:
+def run(out: Path, weights: Path, reporter: Recorder | None = None, fresh: bool = False, **changes: Any) -> SweepResult:
     """A sweep of `experiment(**changes)` into `out`."""
     chosen = experiment(**changes)
     return run_sweep(

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from sweeping import TINY
 from torch import nn
 
-from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.budgets import TOLERANCE, Budget, Solution, Solver, Unreachable, attach, reduce_with
 from tokenmerge_bench.counting import closed_form, count
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL, LoadedModel, build_model
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.points import UNREDUCED, plan
+from tokenmerge_bench.reduced_vit import ReducedViT
 
 DEITS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
 MODELS = (*DEITS, DEMO_MODEL)

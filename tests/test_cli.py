@@ -141,9 +141,7 @@ def test_the_same_command_again_evaluates_nothing(
 def test_without_out_the_folder_is_new_and_named_after_the_data(
     tmbench: Command, weights: Path, tmp_path: Path
 ) -> None:
-    done = tmbench(
-        "sweep", "--weights", weights, "--models", TINY, "--limit", 2, "--methods", "dhtm", "--k", "3"
-    )
+    done = tmbench("sweep", "--weights", weights, "--models", TINY, "--limit", 2, "--methods", "dhtm", "--k", "3")
     (folder,) = (tmp_path / "results").iterdir()
     assert folder.name.startswith("demo-")
     assert f"results/{folder.name}/results.csv" in done.out
@@ -183,7 +181,17 @@ def test_unreadable_images_are_one_line(
     for file in sorted(image_folder.rglob("*.png"))[:unreadable]:
         file.write_bytes(b"")
     done = tmbench(
-        "sweep", "--models", TINY_RGB, "--weights", rgb_weights, "--dataset", image_folder, "--methods", "dhtm", "--k", 3
+        "sweep",
+        "--models",
+        TINY_RGB,
+        "--weights",
+        rgb_weights,
+        "--dataset",
+        image_folder,
+        "--methods",
+        "dhtm",
+        "--k",
+        3,
     )
     note, *rest = done.err.splitlines()
     assert "unreadable and left out for every point: n01440764/0.png" in note
@@ -448,7 +456,10 @@ def test_version(tmbench: Command) -> None:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("methods", ["dhtm", "random", "tome", "lotm", "dpc_knn", "k_medoids", "connectivity=8", "--keep-rate", "3/6/10"]),
+        (
+            "methods",
+            ["dhtm", "random", "tome", "lotm", "dpc_knn", "k_medoids", "connectivity=8", "--keep-rate", "3/6/10"],
+        ),
         ("models", ["deit_micro_patch2_28", "embedded", "deit_tiny_patch16_224", "hub:"]),
         ("datasets", ["demo", "Fashion-MNIST", "WordNet"]),
         ("experiments", ["demo", "deit_micro_patch2_28"]),

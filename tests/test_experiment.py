@@ -58,7 +58,10 @@ def test_knob_values_may_be_written_as_numbers(file: Path) -> None:
     file.write_text(GOOD + "k = [0, 40, '41/41/40']\n")
     assert load_experiment(str(file)).k == ["0", "40", "41/41/40"]
     file.write_text(GOOD + "keep_rate = [0.9, 0.7]\n")
-    assert [budget.recorded for budget in load_experiment(str(file)).all_budgets()] == ["keep_rate=0.9", "keep_rate=0.7"]
+    assert [budget.recorded for budget in load_experiment(str(file)).all_budgets()] == [
+        "keep_rate=0.9",
+        "keep_rate=0.7",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,9 @@ def test_knob_values_may_be_written_as_numbers(file: Path) -> None:
 )
 def test_budgets_are_given_in_exactly_one_way(budgets: dict[str, Any]) -> None:
     chosen = Experiment(methods=["dhtm"], models=["m"], dataset="demo", **budgets)
-    with pytest.raises(InputError, match="give budgets in exactly one way: --budgets, --gflops, --k, --r or --keep-rate"):
+    with pytest.raises(
+        InputError, match="give budgets in exactly one way: --budgets, --gflops, --k, --r or --keep-rate"
+    ):
         chosen.all_budgets()
 
 
@@ -101,7 +106,9 @@ def test_what_is_missing_is_named(file: Path, left_out: str) -> None:
         load_experiment(str(file))
 
 
-@pytest.mark.parametrize("content", [b"methods = [", b"methods = 'a'\nmethods = 'b'\n", b"dataset = 'caf\xe9'\n", b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "content", [b"methods = [", b"methods = 'a'\nmethods = 'b'\n", b"dataset = 'caf\xe9'\n", b"\xff\xfe"]
+)
 def test_files_that_are_no_toml(file: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(InputError, match=r"mine.toml' is no valid TOML \("):

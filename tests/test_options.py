@@ -117,7 +117,9 @@ def test_after_the_last_block_there_is_nothing_to_reduce() -> None:
 
 
 def test_a_block_that_the_model_lacks() -> None:
-    with pytest.raises(InputError, match="reduces at block 10 but the model has blocks 0 to 7; choose others with --layers"):
+    with pytest.raises(
+        InputError, match="reduces at block 10 but the model has blocks 0 to 7; choose others with --layers"
+    ):
         parse_method("dhtm").blocks(8)
 
 
@@ -127,7 +129,10 @@ def test_a_block_that_the_model_lacks() -> None:
         ("dhmt", r"unknown method 'dhmt' \(did you mean 'dhtm'\?\).*--plugin"),
         ("", "unknown method ''"),
         ("DHTM", "unknown method 'DHTM'"),
-        ("dhtm:conectivity=4", r"no option 'conectivity' \(did you mean 'connectivity'\?\); it has connectivity, .*layers"),
+        (
+            "dhtm:conectivity=4",
+            r"no option 'conectivity' \(did you mean 'connectivity'\?\); it has connectivity, .*layers",
+        ),
         ("dhtm:layer=all", r"did you mean 'layers'\?"),
         ("dhtm:connectivity", "'connectivity' of method 'dhtm' has no value; write dhtm:connectivity=VALUE"),
         ("dhtm:", "has no value"),
@@ -167,6 +172,11 @@ def test_layers_round_trip(layers: tuple[int, ...]) -> None:
 
 
 def test_fingerprints_tell_all_options_apart() -> None:
-    texts = [f"{name}:{key}={value}" for name, options in OPTIONS.items() for key, values in options.items() for value in values[1:]]
+    texts = [
+        f"{name}:{key}={value}"
+        for name, options in OPTIONS.items()
+        for key, values in options.items()
+        for value in values[1:]
+    ]
     marks = [(text.partition(":")[0], all_options(parse_method(text))) for text in texts if "feature=keys" not in text]
     assert all(a != b for a, b in itertools.combinations(marks, 2))

@@ -120,7 +120,7 @@ def test_a_point_is_done_only_after_its_outcomes_are_written(path: Path, monkeyp
 def test_the_results_table_is_read_as_it_was_written(path: Path) -> None:
     rows = [
         {"method": "none", "budget": "1", "options": "", "top1": 50.0, "seed": 0, "tokens_per_block": "197 197"},
-        {"method": "dhtm", "budget": "k=40", "knob": "k=40", "weights": "007", "reason": "a, \"b\"", "status": "failed"},
+        {"method": "dhtm", "budget": "k=40", "knob": "k=40", "weights": "007", "reason": 'a, "b"', "status": "failed"},
     ]
     with opened(path) as folder:
         written = folder.write_results(rows)
@@ -171,7 +171,9 @@ def test_a_newer_format_is_refused(used: Path) -> None:
     held = json.loads((used / "sweep.json").read_text())
     (used / "sweep.json").write_text(json.dumps({**held, "format": store.FORMAT + 1}))
     before = contents(used)
-    with pytest.raises(InputError, match=f"was written in format {store.FORMAT + 1}, this version writes {store.FORMAT}"):
+    with pytest.raises(
+        InputError, match=f"was written in format {store.FORMAT + 1}, this version writes {store.FORMAT}"
+    ):
         opened(used)
     assert contents(used) == before
 
@@ -255,9 +257,7 @@ def test_two_sweeps_cannot_write_to_one_folder(used: Path) -> None:
 
 
 def test_the_lock_holds_between_processes_and_ends_with_them(used: Path) -> None:
-    code = (
-        "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
-    )
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", code, str(used / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

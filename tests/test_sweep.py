@@ -36,11 +36,7 @@ from tokenmerge_bench.sweep import SweepResult
 from tokenmerge_bench.tokens import Tokens
 
 pytestmark = pytest.mark.usefixtures("counted_once")
-DESIGN_COLUMNS = (
-    "experiment, model, weights, dataset, n_images, method, options, trained, budget, knob, top1, top1_low, top1_high, "
-    "top5, gflops, gflops_reducer, reduction, tokens_per_block, images_per_s, latency_ms, peak_memory_mb, seed, device, "
-    "dtype, status"
-).split(", ")
+DESIGN_COLUMNS = ["experiment", "model", "weights", "dataset", "n_images", "method", "options", "trained", "budget", "knob", "top1", "top1_low", "top1_high", "top5", "gflops", "gflops_reducer", "reduction", "tokens_per_block", "images_per_s", "latency_ms", "peak_memory_mb", "seed", "device", "dtype", "status"]
 
 
 class Front(TokenReducer):
@@ -265,9 +261,7 @@ def test_a_point_that_raises_fails_alone_and_is_tried_again(
     assert not (tmp_path / "out" / "journal.jsonl").exists()
 
 
-def test_a_method_that_cannot_even_be_attached_fails_alone(
-    weights: Path, tmp_path: Path, temporary: Methods
-) -> None:
+def test_a_method_that_cannot_even_be_attached_fails_alone(weights: Path, tmp_path: Path, temporary: Methods) -> None:
     class Breaks(Front):
         def trouble(self, call: int) -> None:
             raise KeyError("never")
@@ -291,7 +285,9 @@ def test_logits_that_are_not_finite_fail(weights: Path, tmp_path: Path, temporar
 
 
 def test_learned_weights_without_training_are_no_result(weights: Path, tmp_path: Path) -> None:
-    result = run(tmp_path / "out", weights, methods=["dpc_knn:learned_weights=true", "dpc_knn"], keep_rate=["0.7"], limit=2)
+    result = run(
+        tmp_path / "out", weights, methods=["dpc_knn:learned_weights=true", "dpc_knn"], keep_rate=["0.7"], limit=2
+    )
     rows = result.table.set_index("options")
     assert rows.loc["learned_weights=true", "status"] == "failed"
     assert "must be trained first; there is no checkpoint" in str(rows.loc["learned_weights=true", "reason"])
@@ -501,9 +497,7 @@ def test_an_added_method_is_all_that_is_evaluated(
     assert_same(result, undisturbed)
 
 
-def test_an_added_budget_is_all_that_is_evaluated(
-    weights: Path, tmp_path: Path, forwards: Iterator[list[str]]
-) -> None:
+def test_an_added_budget_is_all_that_is_evaluated(weights: Path, tmp_path: Path, forwards: Iterator[list[str]]) -> None:
     seen = next(forwards)
     run(tmp_path / "out", weights, methods=["dhtm"], k=["6"], limit=2)
     seen.clear()
@@ -559,9 +553,7 @@ def test_without_a_folder_the_name_follows_from_the_experiment(
 
     monkeypatch.chdir(tmp_path)
     paths = [
-        run_sweep(
-            experiment(methods=["dhtm"], limit=2, k=[k]), weights={TINY: weights}, reporter=Recorder()
-        ).path
+        run_sweep(experiment(methods=["dhtm"], limit=2, k=[k]), weights={TINY: weights}, reporter=Recorder()).path
         for k in ("6", "5", "6")
     ]
     assert paths[0] == paths[2] != paths[1]
@@ -609,7 +601,9 @@ def test_devices_that_are_none(name: str, message: str) -> None:
 
 def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InputError, match="--device cuda was asked for but this machine has no CUDA device; use --device cpu"):
+    with pytest.raises(
+        InputError, match="--device cuda was asked for but this machine has no CUDA device; use --device cpu"
+    ):
         open_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

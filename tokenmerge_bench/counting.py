@@ -226,10 +226,10 @@ def _norms(module: nn.Module) -> int:
 
 
 @contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def _evaluating(reduced: ReducedViT) -> Iterator[None]:
     """Evaluation mode for the time of the count; every submodule gets its own mode back."""
-    modes = [(child, child.training) for child in module.modules()]
-    module.eval()
+    modes = [(child, child.training) for root in (reduced, reduced.detach()) for child in root.modules()]
+    reduced.eval()
     try:
         yield
     finally:

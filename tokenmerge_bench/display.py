@@ -90,8 +90,8 @@ def results_table(results: pd.DataFrame, model: str) -> Table:
     table = Table(title=f"{model} ({first['weights']}) on {first['dataset']}, {images}", title_justify="left")
     for heading in ("method", "budget", "setting", "GFLOPs", "saved", "top-1 %", "95 % interval", "lost"):
         table.add_column(heading, justify="left" if heading in ("method", "budget", "setting") else "right")
-    unreduced = rows.loc[rows["method"] == UNREDUCED, "top1"]
-    baseline = unreduced.iloc[0] if len(unreduced) else float("nan")
+    unreduced = rows.loc[(rows["method"] == UNREDUCED) & (rows["status"] == "ok"), "top1"]
+    baseline = float(unreduced.iloc[0]) if len(unreduced) else None
     previous = ""
     for row in rows.to_dict("records"):
         name = "unreduced" if row["method"] == UNREDUCED else row["label"]
@@ -102,7 +102,7 @@ def results_table(results: pd.DataFrame, model: str) -> Table:
     return table
 
 
-def _cells(row: dict[Any, Any], baseline: float) -> list[str]:
+def _cells(row: dict[Any, Any], baseline: float | None) -> list[str]:
     if row["status"] != "ok":
         return [row["budget"], row["status"], "", "", "", "", ""]
     top1 = f"{row['top1']:.2f}" + (f" ± {row['top1_sd']:.2f}" if row["seeds"] > 1 else "")
@@ -115,7 +115,7 @@ def _cells(row: dict[Any, Any], baseline: float) -> list[str]:
         f"{100 * row['reduction']:.1f} %",
         top1,
         _interval(row),
-        f"{baseline - row['top1']:.2f}",
+        "" if baseline is None else f"{baseline - row['top1']:.2f}",
     ]
 
 
