@@ -60,7 +60,7 @@ def panel(
     ax.set_xlabel("GFLOPs per image (multiply-accumulates)")
     ax.set_ylabel("top-1 accuracy (%)")
     ax.set_title(
-        f"{first['model']} on {first['dataset']}, {int(first['n_images'])} images", loc="left", fontsize="medium"
+        f"{first['model']} on {first['dataset']}, {int(first['n_images']):,} images", loc="left", fontsize="medium"
     )
     sns.despine(ax=ax)
     for unreduced in rows[rows["method"] == UNREDUCED].to_dict("records"):  # none if that point failed

@@ -86,7 +86,7 @@ def results_table(results: pd.DataFrame, model: str) -> Table:
     rows = summarise(results[results["model"] == model])
     first = results[results["model"] == model].iloc[0]
     n = rows["n_images"].max()
-    images = "no images" if pd.isna(n) else f"{int(n)} images"
+    images = "no images" if pd.isna(n) else f"{int(n):,} images"
     table = Table(title=f"{model} ({first['weights']}) on {first['dataset']}, {images}", title_justify="left")
     for heading in ("method", "budget", "setting", "GFLOPs", "saved", "top-1 %", "95 % interval", "lost"):
         table.add_column(heading, justify="left" if heading in ("method", "budget", "setting") else "right")
