@@ -1,7 +1,7 @@
 """Very small models and what a sweep needs around them, for the tests that run whole sweeps.
 
-Importing this registers two timm models of 12 blocks and 49 patches, a few milliseconds per image: `tiny_28` for the demo
-images and `tiny_rgb` for ImageNet folders.
+Importing this registers two timm models of 12 blocks and 49 patches, a few milliseconds per image: `tiny_28` for the
+demo images and `tiny_rgb` for ImageNet folders.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Recorder:
 
 
 def experiment(**changes: Any) -> Experiment:
-    """Three methods at one setting (for a FLOPs budget many must be tried, which takes time) on 6 demo images in 3 batches."""
+    """Three methods on 6 demo images in 3 batches, at one k, as solving a FLOPs budget takes longer than the rest."""
     usual: dict[str, Any] = {
         "methods": ["dhtm", "lotm", "random"],
         "models": [TINY],

@@ -107,7 +107,7 @@ def real_figures() -> None:
     """Asks for real figures."""
 
 
-# --- a good sweep -------------------------------------------------------------------------------------------------------
+# --- a good sweep -----------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_prints_a_table_and_says_where_things_are(sweep: Command, tmp_path: Path, real_figures: None) -> None:
@@ -202,7 +202,7 @@ def test_unreadable_images_are_one_line(
         assert rest == ["tmbench: none of the 6 images of 'val' can be read; check the files."]
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -397,7 +397,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
     )
 
 
-# --- other ends ---------------------------------------------------------------------------------------------------------
+# --- other ends -------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_point_ends_with_one_and_the_others_are_there(sweep: Command, tmp_path: Path) -> None:
@@ -446,7 +446,7 @@ def test_an_unreachable_point_is_told_and_is_no_failure(sweep: Command, tmp_path
     assert "tome:staged=true at 0.4: unreachable, the nearest that" in done.err
 
 
-# --- listings -----------------------------------------------------------------------------------------------------------
+# --- listings ---------------------------------------------------------------------------------------------------------
 
 
 def test_version(tmbench: Command) -> None:
@@ -496,7 +496,7 @@ def test_flops_counts_and_shows_what_is_out_of_reach(tmbench: Command) -> None:
     assert re.search(r"dhtm +│ 0\.4 +│ k=", done.out)
 
 
-# --- as it is really called ---------------------------------------------------------------------------------------------
+# --- as it is really called -------------------------------------------------------------------------------------------
 
 
 def test_the_real_command_in_a_pipe(weights: Path, tmp_path: Path) -> None:

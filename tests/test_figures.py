@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def panels(figure: Figure) -> dict[str, Axes]:
 
 def named_lines(ax: Axes) -> dict[str, list[tuple[float, float]]]:
     return {
-        str(line.get_label()): [(float(x), float(y)) for x, y in zip(*line.get_data(), strict=True)]
+        str(line.get_label()): [(x, y) for x, y in np.asarray(line.get_xydata()).tolist()]
         for line in ax.get_lines()
         if not str(line.get_label()).startswith("_")
     }

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.options import all_options, layers_text, make_method, parse_layers, parse_method
+from tokenmerge_bench.reducers import Layers
 from tokenmerge_bench.registry import list_methods
 
 OPTIONS: dict[str, dict[str, Sequence[object]]] = {
@@ -39,7 +40,9 @@ OPTIONS: dict[str, dict[str, Sequence[object]]] = {
     "dpc_knn": {"k": (5, 1, 20), "learned_weights": (False, True), "noise": (0.0, 1e-6, 0.5)},
     "k_medoids": {"variant": ("weighted", "tokenreduction"), "iters": (3, 0), "weights": ("all", "cls")},
 }
-LAYERS = st.one_of(st.none(), st.just("all"), st.sets(st.integers(0, 11), min_size=1).map(lambda s: tuple(sorted(s))))
+LAYERS: st.SearchStrategy[Layers | None] = st.one_of(
+    st.none(), st.just("all"), st.sets(st.integers(0, 11), min_size=1).map(lambda found: tuple(sorted(found)))
+)
 
 
 def test_the_six_training_free_methods_are_there() -> None:

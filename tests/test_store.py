@@ -23,7 +23,7 @@ POINTS = {"a": "point a", "b": "point b"}
 OUTCOMES = pd.DataFrame({"image": ["x", "ü,\n"], "label": [1, 2], "prediction": [1, 3], "rank": [0, 4]})
 
 
-def opened(path: Path, fresh: bool = False, points: dict[str, str] = POINTS, **changes: Any) -> ResultFolder:
+def opened(path: Path, fresh: bool = False, points: dict[str, str] = POINTS, **changes: object) -> ResultFolder:
     return ResultFolder(path, {**EVALUATION, **changes}, points, fresh)
 
 
@@ -49,7 +49,7 @@ def used(path: Path) -> Path:
     return path
 
 
-# --- journal ------------------------------------------------------------------------------------------------------------
+# --- journal ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_journal_gives_back_what_was_appended(path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_line_torn_at_any_byte_is_dropped_and_the_next_append_is_whole(path: P
         assert list(folder.read_journal()) == []
 
 
-# --- whole files --------------------------------------------------------------------------------------------------------
+# --- whole files ------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_a_point_is_done_only_after_its_outcomes_are_written(path: Path, monkeyp
 
 
 def test_the_results_table_is_read_as_it_was_written(path: Path) -> None:
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"method": "none", "budget": "1", "options": "", "top1": 50.0, "seed": 0, "tokens_per_block": "197 197"},
         {"method": "dhtm", "budget": "k=40", "knob": "k=40", "weights": "007", "reason": 'a, "b"', "status": "failed"},
     ]
@@ -135,18 +135,18 @@ def test_the_results_table_is_read_as_it_was_written(path: Path) -> None:
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no results.csv; give a folder that `tmbench sweep` wrote"):
+    with pytest.raises(InputError, match=r"holds no results.csv; give a folder that `tmbench sweep` wrote"):
         read_results(tmp_path)
 
 
-# --- whose folder -------------------------------------------------------------------------------------------------------
+# --- whose folder -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", EVALUATION)
 def test_another_experiment_is_refused_by_what_differs(used: Path, key: str) -> None:
     before = contents(used)
     with pytest.raises(InputError, match=rf"holds another experiment \({key} was .*, now other\); .*--out, or --fresh"):
-        opened(used, **{key: "other"})
+        ResultFolder(used, {**EVALUATION, key: "other"}, POINTS)
     assert contents(used) == before
 
 
@@ -193,7 +193,7 @@ def test_foreign_files_are_left_alone(path: Path, fresh: bool) -> None:
 def test_a_manifest_of_another_tool_is_refused(path: Path, fresh: bool, manifest: str) -> None:
     write_text(path / "sweep.json", manifest)
     write_text(path / "results.csv", "mine")
-    with pytest.raises(InputError, match="sweep.json' was not written by a sweep; give another folder with --out"):
+    with pytest.raises(InputError, match=r"sweep.json' was not written by a sweep; give another folder with --out"):
         opened(path, fresh)
     assert contents(path) == {"results.csv": b"mine", "sweep.json": manifest.encode()}
 
@@ -221,7 +221,7 @@ def test_fresh_on_a_new_folder_is_no_error(path: Path) -> None:
         assert (path / "sweep.json").exists()
 
 
-# --- folders that cannot be written -------------------------------------------------------------------------------------
+# --- folders that cannot be written -----------------------------------------------------------------------------------
 
 
 def test_a_path_below_a_file_cannot_be_written(tmp_path: Path) -> None:
@@ -247,17 +247,19 @@ def test_a_folder_that_takes_no_files(used: Path, monkeypatch: pytest.MonkeyPatc
     opened(used).close()  # and the failed one holds no lock
 
 
-# --- one at a time ------------------------------------------------------------------------------------------------------
+# --- one at a time ----------------------------------------------------------------------------------------------------
 
 
 def test_two_sweeps_cannot_write_to_one_folder(used: Path) -> None:
-    with opened(used), pytest.raises(InputError, match="another sweep is writing to .*; wait for it or give another"):
+    with opened(used), pytest.raises(InputError, match=r"another sweep is writing to .*; wait for it or give another"):
         opened(used)
     opened(used).close()
 
 
 def test_the_lock_holds_between_processes_and_ends_with_them(used: Path) -> None:
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    code = (
+        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(used / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as other:

@@ -36,7 +36,7 @@ def table(*rows: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame([{column: r.get(column) for column in COLUMNS} for r in rows])
 
 
-# --- summaries ----------------------------------------------------------------------------------------------------------
+# --- summaries --------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_become_a_mean_and_a_sample_deviation() -> None:
@@ -76,7 +76,7 @@ def test_budgets_of_a_method_stand_together_in_the_order_of_the_results() -> Non
     ]  # fmt: skip
 
 
-# --- the terminal -------------------------------------------------------------------------------------------------------
+# --- the terminal -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_the_bar_counts_what_is_done_already(capsys: pytest.CaptureFixture[str])
     assert "tmbench: watch [red]this[/red]" in printed
 
 
-# --- earlier versions ---------------------------------------------------------------------------------------------------
+# --- earlier versions -------------------------------------------------------------------------------------------------
 
 
 def test_there_are_earlier_results() -> None:
