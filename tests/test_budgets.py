@@ -112,7 +112,7 @@ def test_the_solver_takes_the_nearest(method: str, fraction: float) -> None:
     assert distance == min(abs(other.macs.total - target) for other in offered(DEMO_MODEL, method))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DEFAULTS)
 def test_below_the_strongest_the_message_names_the_nearest(method: str) -> None:
     least = strongest(method)
     name = method.partition(":")[0]
@@ -120,7 +120,7 @@ def test_below_the_strongest_the_message_names_the_nearest(method: str) -> None:
         solver(DEMO_MODEL).solve(parse_method(method), Budget("fraction", repr(least * 0.99)))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", DEFAULTS)
 def test_everything_is_kept_at_a_budget_of_one(method: str) -> None:
     found = solver(DEMO_MODEL).solve(parse_method(method), Budget("fraction", "1"))
     assert found.schedule.steps == ()
