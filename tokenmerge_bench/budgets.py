@@ -126,12 +126,33 @@ class Solver:
         return Solution(reducer.knob.text(value), schedule, self.cost.macs(schedule, own))
 
     def _nearest(self, spec: MethodSpec, reducer: TokenReducer, target: float) -> Solution:
-        """Tries every value that the knob offers; the first (least reduced) of equally near ones wins."""
+        """Tries every value that the knob offers; the first (least reduced) of equally near ones wins.
+
+        Only where even that misses the budget are its uneven neighbours tried too.
+        """
         blocks = spec.blocks(self.shape.depth)
         fewest = partial(reducer.fewest, grid=self.shape.grid)
+
+        def miss(found: tuple[Value, Solution]) -> float:
+            return abs(self._charged(found[1].macs) - target)
+
         values = reducer.knob.candidates(self.shape.patches, len(blocks), fewest)
-        solutions = (self._at(blocks, reducer, value) for value in values)
-        return min(solutions, key=lambda found: abs(self._charged(found.macs) - target))
+        best = min(((value, self._at(blocks, reducer, value)) for value in values), key=miss)
+        if miss(best) > TOLERANCE * target:
+            near = reducer.knob.near(best[0], self.shape.patches, len(blocks))
+            feasible = [
+                (value, self._at(blocks, reducer, value)) for value in near if self._follows(blocks, reducer, value)
+            ]
+            best = min([best, *feasible], key=miss)
+        return best[1]
+
+    def _follows(self, blocks: tuple[int, ...], reducer: TokenReducer, value: Value) -> bool:
+        """Whether a method can follow a value of its knob."""
+        try:
+            self._at(blocks, reducer, value)
+        except InputError:
+            return False
+        return True
 
     def _charged(self, macs: Macs) -> int:
         return macs.total if self.count_reducers else macs.backbone

@@ -128,6 +128,8 @@ def sweep(
         batch_size=batch_size,
         dtype=dtype,
     )
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit} is negative; give a number of images, or 0 for all of them.")
     # The embedded benchmark evaluates a subset by default; somebody's own images are all meant.
     chosen = limit if limit is not None else (None if own_data else experiment.limit)
     experiment = experiment.model_copy(update={"limit": chosen or None})

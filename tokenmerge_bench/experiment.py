@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokenmerge_bench.budgets import Budget
 from tokenmerge_bench.errors import InputError, nearest
+from tokenmerge_bench.options import parse_method
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -67,9 +68,20 @@ def load_experiment(name: str, **overrides: Any) -> Experiment:
     if any(way in given for way in ways):
         values = {key: value for key, value in values.items() if key not in ways}
     try:
-        return Experiment.model_validate({**values, **given})
+        experiment = Experiment.model_validate({**values, **given})
     except ValidationError as error:
         raise InputError(_sentence(name, error)) from error
+    if "methods" in given:
+        return experiment
+    return experiment.model_copy(update={"methods": _that_follow(experiment)})
+
+
+def _that_follow(experiment: Experiment) -> list[str]:
+    """The methods of an experiment whose own knob is the one that the budgets are given in; all for FLOPs budgets."""
+    kind = experiment.all_budgets()[0].kind
+    if kind in ("fraction", "gflops"):
+        return experiment.methods
+    return [text for text in experiment.methods if parse_method(text).build().knob.name == kind]
 
 
 def shipped() -> list[str]:

@@ -44,6 +44,10 @@ class Knob(ABC):
     def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
         """Values from no reduction to the strongest, in steps fine enough to hit any budget between them."""
 
+    @abstractmethod
+    def near(self, value: Value, n0: int, sites: int) -> Iterator[Value]:
+        """Values just beside one of the candidates, for budgets that fall between two of them; not all are feasible."""
+
 
 class MergesPerLayer(Knob):
     """`k`: tokens merged away at each site (DHTM, LoTM, random)."""
@@ -60,7 +64,7 @@ class MergesPerLayer(Knob):
 
     def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
         counts, n = [], n0
-        for site, k in enumerate(_per_site(value, sites, self.name)):
+        for site, k in enumerate(self.schedule(value, sites)):
             least = fewest(n)
             if n - k < least:
                 raise InputError(
@@ -84,6 +88,22 @@ class MergesPerLayer(Knob):
         for step in range(1, n0 + 1):
             fraction = 0.5 + 0.5 * step / n0
             yield _limited(n0, [n0] * sites, fraction, fewest)
+
+    def near(self, value: Value, n0: int, sites: int) -> Iterator[Value]:
+        """One token more or less at a single site, and one moved from a site to another."""
+        even = self.schedule(value, sites)
+        changes = [[(site, change)] for site in range(sites) for change in (-1, 1)]
+        changes += [[(a, 1), (b, -1)] for a in range(sites) for b in range(sites) if a != b]
+        for change in changes:
+            uneven = list(even)
+            for site, by in change:
+                uneven[site] += by
+            if min(uneven) >= 0:
+                yield tuple(uneven)
+
+    def schedule(self, value: Value, sites: int) -> tuple[int, ...]:
+        """The merges of each site."""
+        return _per_site(value, sites, self.name)
 
 
 class RemovedPerBlock(MergesPerLayer):
@@ -174,6 +194,12 @@ class KeepRate(Knob):
             except InputError:  # smaller rates leave even fewer
                 return
             yield rate
+
+    def near(self, value: Value, n0: int, sites: int) -> Iterator[Value]:
+        """Sixteen steps to either side, up to the next candidates."""
+        assert isinstance(value, float)
+        rates = [round(value + step / (8 * 16 * n0), 6) for step in range(-15, 16)]
+        yield from (rate for rate in rates if 0 < rate <= 1)
 
 
 class StagedRemoval(KeepRate):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, ope
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.models import LoadedModel, load_model
-from tokenmerge_bench.options import all_options, parse_layers, parse_method
+from tokenmerge_bench.options import MethodSpec, all_options, parse_layers, parse_method
 from tokenmerge_bench.points import UNREDUCED, Point, plan
 from tokenmerge_bench.provenance import provenance, version
 from tokenmerge_bench.statistics import wilson_interval
@@ -72,6 +73,8 @@ def run_sweep(
     Raises:
         InputError: before anything is evaluated, if something given is wrong.
     """
+    if workers < 0:
+        raise InputError(f"--workers {workers} is negative; give 0 to decode images in this process, or more.")
     layers = parse_layers(experiment.layers) if experiment.layers else None
     specs = [parse_method(text, layers) for text in experiment.methods]
     methods = list({(spec.name, all_options(spec)): spec for spec in specs}.values())
@@ -84,7 +87,7 @@ def run_sweep(
         loaded = _load(model, (weights or {}).get(model), hardware, images)
         jobs.append(_Job(loaded, plan(loaded, methods, budgets, experiment.seeds, experiment.seed)))
 
-    evaluation = _evaluation(experiment, images, chosen, hardware)
+    evaluation = _evaluation(experiment, methods, images, chosen, hardware)
     points = {point.id: _describe(point) for job in jobs for point in job.points}
     path = out or _default_folder(images, evaluation, points)
     with ResultFolder(path, evaluation, points, fresh) as folder:
@@ -161,7 +164,6 @@ class _Run:
                 evaluators[point.id] = prepare(job.loaded.model, point)
             except Exception as error:
                 self.failures[point.id] = f"{type(error).__name__}: {error}".splitlines()[0]
-                self.reporter.note(f"{_describe(point)} failed: {self.failures[point.id]}")
         if evaluators:
             transform = eval_transform(job.loaded.data_config)
             size = self.experiment.batch_size
@@ -265,9 +267,12 @@ def _load(model: str, weights: Path | None, hardware: Hardware, images: ImageSet
     return loaded
 
 
-def _evaluation(experiment: Experiment, images: ImageSet, chosen: Indices, hardware: Hardware) -> dict[str, Any]:
+def _evaluation(
+    experiment: Experiment, specs: Sequence[MethodSpec], images: ImageSet, chosen: Indices, hardware: Hardware
+) -> dict[str, Any]:
     """What must be the same for outcomes to be comparable within one folder."""
     return {
+        **{f"code of {spec.name}": _code(spec) for spec in specs},
         "version": version(),
         "dataset": f"{images.name} {images.fingerprint}",
         "subset": f"{len(chosen)} images {_digest(images.ids[chosen])}",
@@ -275,6 +280,12 @@ def _evaluation(experiment: Experiment, images: ImageSet, chosen: Indices, hardw
         "dtype": experiment.dtype,
         "device": hardware.device.type,
     }
+
+
+def _code(spec: MethodSpec) -> str:
+    """Fingerprint of the file that defines a method, so that editing it never reuses what it did before."""
+    file = inspect.getsourcefile(spec.type)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def _describe(point: Point) -> str:
