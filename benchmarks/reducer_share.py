@@ -3,7 +3,8 @@
     python benchmarks/reducer_share.py [--model NAME] [--weights FILE] [--budget 0.7] [--batch-size 50] [--device cpu]
 
 One process, all rivals in turn, in shuffled order in every round; medians over rounds. The rival is the unreduced
-model in the same run; the bound is "free drop": the same token schedule with tokens dropped at no cost.
+model in the same run; the bound is "free drop": the same token schedule with tokens dropped at no cost and without
+the size bias, so the time above the bound is the reducer's and proportional attention's together.
 """
 
 from __future__ import annotations

@@ -89,6 +89,8 @@ def save(results: pd.DataFrame, folder: Path) -> list[Path]:
     figure = draw(results)
     paths = [folder / "accuracy_flops.png", folder / "accuracy_flops.svg"]
     for path in paths:
-        figure.savefig(path, dpi=200)
+        temporary = path.with_name(f".{path.name}")
+        figure.savefig(temporary, dpi=200, format=path.suffix[1:])
+        temporary.replace(path)
     plt.close(figure)
     return paths

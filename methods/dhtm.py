@@ -88,6 +88,7 @@ class Dhtm(TokenReducer):
 
         F is the width of the compared feature, C unless keys are compared; a feature of its own costs a mean of F too.
 
+        That is what the algorithm needs; the batched code here scores each new token against all N, which costs more.
         E is the number of edges of a square grid of N tokens (702 or 364 for 196), D the number of neighbours of a
         pair.
         """

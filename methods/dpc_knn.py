@@ -81,9 +81,10 @@ class DpcKnn(TokenReducer):
         o: DpcKnnOptions = self.options
         if o.k < 1:
             raise InputError(f"dpc_knn: k={o.k} neighbours is too few; give 1 or more.")
-        if o.noise < 0:
-            raise InputError(f"dpc_knn: noise={o.noise:g} is negative; give 0 or a small positive width such as 1e-6.")
+        if not 0 <= o.noise < math.inf:
+            raise InputError(f"dpc_knn: noise={o.noise:g} is no width; give 0 or a small positive width such as 1e-6.")
         self.learned = o.learned_weights
+        self.stochastic = o.noise > 0
 
     def build(self, n_in: int, n_out: int, width: int) -> None:
         """The linear layer of the member weights, initialised as in the reference (weights start near 1)."""

@@ -434,9 +434,9 @@ def test_tome_protects_both_prefix_tokens_of_a_distilled_model(monkeypatch: pyte
     assert [(before.shape[1], after.shape[1]) for before, after in rows] == [(18, 13), (13, 10)]
     for before, after in rows:
         assert torch.equal(before[:, :2], after[:, :2])
-    assert reduced._pass is not None
-    assert reduced._pass.sizes is not None
-    assert reduced._pass.sizes[:, :2].tolist() == [[1.0, 1.0]] * 3
+    assert reduced.last is not None
+    assert reduced.last.sizes is not None
+    assert reduced.last.sizes[:, :2].tolist() == [[1.0, 1.0]] * 3
 
 
 @pytest.mark.parametrize("name", ["dhtm", "tome", "k_medoids", "random"])

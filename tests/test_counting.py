@@ -13,7 +13,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from tokenmerge_bench.counting import BackboneCost, CountingError, Macs, closed_form, count, traced
+from tokenmerge_bench.counting import BackboneCost, Macs, closed_form, count, traced
+from tokenmerge_bench.errors import CountingError
 from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
 from tokenmerge_bench.registry import list_methods, method
 from tokenmerge_bench.schedule import Schedule, make_schedule

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenmerge_bench.assignment import Assignment, HardAssignment, SoftAssignment
     from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable, attach
-    from tokenmerge_bench.counting import CountingError, Macs, closed_form, count, traced
-    from tokenmerge_bench.errors import InputError
+    from tokenmerge_bench.counting import Macs, closed_form, count, traced
+    from tokenmerge_bench.errors import CountingError, InputError
     from tokenmerge_bench.options import MethodSpec, parse_method
     from tokenmerge_bench.reduced_vit import ReducedViT
     from tokenmerge_bench.reducers import NoOptions, TokenReducer, reducer
@@ -51,7 +51,7 @@ __all__ = [
 _HOME = {
     "Assignment": "assignment",
     "Budget": "budgets",
-    "CountingError": "counting",
+    "CountingError": "errors",
     "HardAssignment": "assignment",
     "InputError": "errors",
     "Macs": "counting",

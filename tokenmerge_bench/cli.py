@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.errors import CountingError, InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +30,9 @@ K = Annotated[str | None, typer.Option("--k", help="Merges per layer (dhtm, lotm
 R = Annotated[str | None, typer.Option("--r", help="Tokens removed per block (tome): 8,13.")]
 KeepRate = Annotated[str | None, typer.Option(help="Keep rate per stage (dpc_knn, k_medoids): 0.9,0.7.")]
 Layers = Annotated[str | None, typer.Option(help="Blocks that reduce, from 0: 3/6/10 or all.")]
+ExperimentOption = Annotated[
+    str, typer.Option("--experiment", help="A shipped experiment or a TOML file; the other flags override it.")
+]
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with a method of your own.")]
 
 
@@ -67,6 +70,7 @@ def _root(
 
 @app.command()
 def sweep(
+    experiment_: ExperimentOption = "demo",
     methods: Methods = None,
     models: Models = None,
     weights: Annotated[
@@ -107,13 +111,14 @@ def sweep(
     from tokenmerge_bench.experiment import load_experiment
     from tokenmerge_bench.figures.accuracy_flops import save
     from tokenmerge_bench.models import DEMO_MODEL
+    from tokenmerge_bench.store import read_results
     from tokenmerge_bench.sweep import run_sweep
 
     if dataset not in (None, "demo") and models is None:
         raise InputError(f"--dataset {dataset} needs to know the model; name one with --models.")
     own_data = dataset not in (None, "demo")
     experiment = load_experiment(
-        "demo",
+        experiment_,
         methods=_list(methods),
         models=_list(models),
         dataset=dataset,
@@ -138,7 +143,7 @@ def sweep(
         try:
             result = run_sweep(
                 experiment,
-                name="demo" if not own_data else "sweep",
+                name=Path(experiment_).stem,
                 weights=files,
                 device=device,
                 out=out,
@@ -155,7 +160,7 @@ def sweep(
     for line in reasons(result.table):
         errors.print(f"tmbench: {line}", markup=False, highlight=False, soft_wrap=True)
     if (result.table["status"] == "ok").any():
-        pictures = save(result.table, result.path)
+        pictures = save(read_results(result.path), result.path)
         typer.echo(f"table   {result.path / 'results.csv'}")
         typer.echo(f"figure  {pictures[0]}")
     if result.failures:
@@ -235,15 +240,15 @@ def main() -> None:
     """Runs the command line; wrong input ends with one sentence on stderr and exit code 2."""
     try:
         app()
-    except InputError as error:
+    except (InputError, CountingError) as error:
         sys.stderr.write(f"tmbench: {error}\n")
         sys.exit(2)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        sys.stderr.write(
-            "tmbench: the disk is full; make room and give the same command again, finished work is kept.\n"
-        )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "the disk is full; make room and give the same command again, finished work is kept."
+        else:
+            remedy = f"'{error.filename}': {error.strerror or error}; check that it exists and may be used."
+        sys.stderr.write(f"tmbench: {remedy}\n")
         sys.exit(2)
 
 

@@ -22,6 +22,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from tokenmerge_bench.errors import CountingError
 from tokenmerge_bench.reduced_vit import ReducedViT, geometry, image_shape
 from tokenmerge_bench.schedule import Schedule
 
@@ -31,10 +32,6 @@ with warnings.catch_warnings():  # fvcore scripts a function when it is imported
 
 AGREEMENT = 1e-3
 """Largest relative difference between the two counts."""
-
-
-class CountingError(RuntimeError):
-    """The two counts disagree, or the model runs an operator that nobody knows the cost of."""
 
 
 @dataclass(frozen=True)
@@ -126,13 +123,14 @@ def traced(reduced: ReducedViT) -> int:
     parameter = next(stock.parameters())
     image = torch.zeros(1, *image_shape(stock), device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad(), _evaluating(reduced), _quiet():
+        last = reduced.last
         try:
             reduced.drop = True
             analysis = _Analysis(reduced, image)
             total = analysis.total()
             unknown = analysis.unsupported_ops()
         finally:
-            reduced.drop = False
+            reduced.drop, reduced.last = False, last
     if unknown:
         names = ", ".join(sorted(unknown))
         raise CountingError(

@@ -191,7 +191,7 @@ def _path_id(path: str) -> int:
 def fashion_mnist_train(root: Path) -> ArrayImages:
     """The 60,000 Fashion-MNIST training images.
 
-    Read from IDX files (plain or .gz) in `root` or `root`/FashionMNIST/raw.     Raises InputError where they
+    Read from IDX files (plain or .gz) in `root` or `root`/FashionMNIST/raw. Raises InputError where they
     are not found, saying where to get them, and for damaged files.
     """
     for folder in (root, root / "FashionMNIST" / "raw"):

@@ -1,4 +1,4 @@
-"""The one error that a user is meant to read."""
+"""Errors that a user is meant to read."""
 
 
 class InputError(Exception):
@@ -6,6 +6,10 @@ class InputError(Exception):
 
     The command line prints the sentence alone and exits with code 2; from Python it is an ordinary exception.
     """
+
+
+class CountingError(RuntimeError):
+    """The two counts disagree, or the model runs an operator that nobody knows the cost of."""
 
 
 def nearest(word: str, known: list[str]) -> str:

@@ -54,7 +54,8 @@ class Experiment(BaseModel):
         if len(used) != 1:
             raise InputError("give budgets in exactly one way: --budgets, --gflops, --k, --r or --keep-rate.")
         ((kind, values),) = used.items()
-        return list(dict.fromkeys(Budget(kind, str(value)) for value in values))
+        budgets = [Budget(kind, str(value)) for value in values]
+        return list({budget.recorded: budget for budget in budgets}.values())
 
 
 def load_experiment(name: str, **overrides: Any) -> Experiment:

@@ -225,7 +225,7 @@ def _from_file(name: str, path: Path, num_classes: int | None, kwargs: dict[str,
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict in a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU.
 
-    Nothing but tensors is ever unpickled.     Raises InputError for a missing file, another suffix, a damaged
+    Nothing but tensors is ever unpickled. Raises InputError for a missing file, another suffix, a damaged
     file, or one that holds more than plain tensors.
     """
     if not path.is_file():

@@ -86,11 +86,11 @@ def parse_method(text: str, layers: Layers | None = None) -> MethodSpec:
 def make_method(name: str, given: Mapping[str, Any], layers: Layers | None = None) -> MethodSpec:
     """A method by name with options from a mapping (values may be text)."""
     cls = method(name)
-    values = {key: _value(value) for key, value in given.items()}
+    known = {f.name: f for f in dataclasses.fields(cls.options_type)}
+    values = {key: _value(value, key in known and isinstance(known[key].default, bool)) for key, value in given.items()}
     if "layers" in values:
         layers = parse_layers(str(given["layers"]))
         del values["layers"]
-    known = {f.name: f for f in dataclasses.fields(cls.options_type)}
     for key in values:
         if key not in known:
             raise InputError(
@@ -134,12 +134,12 @@ def all_options(spec: MethodSpec) -> str:
     return json.dumps({**dataclasses.asdict(spec.options), "layers": layers_text(layers)}, sort_keys=True)
 
 
-def _value(value: Any) -> Any:
-    """Text as the number or truth value that it spells."""
+def _value(value: Any, is_switch: bool) -> Any:
+    """Text as the number that it spells, or as the truth value where the option is a switch."""
     if not isinstance(value, str):
         return value
     words = {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}
-    if value.lower() in words:
+    if is_switch and value.lower() in words:
         return words[value.lower()]
     for convert in (int, float):
         try:

@@ -61,6 +61,12 @@ def plan(
     solver = Solver(loaded.model)
     identity = (loaded.name, loaded.weights, loaded.fingerprint)
     unreduced = Solution("", solver.unreduced_schedule, solver.unreduced)
+    for method in methods:
+        if method.build().learned:
+            raise InputError(
+                f"{method.label} has weights of its own that must be trained first, and there is no checkpoint; "
+                "leave it out or choose options that need no training."
+            )
     points = [Point(*identity, None, Budget("fraction", "1"), seed, unreduced)]
     for budget in budgets:
         reasons = []
@@ -71,7 +77,7 @@ def plan(
             except Unreachable as error:
                 reason = str(error)
                 reasons.append(reason)
-            drawn = method.type.stochastic and solution is not None and solution.schedule.steps
+            drawn = method.build().stochastic and solution is not None and solution.schedule.steps
             runs = seeds if drawn else 1
             points += [Point(*identity, method, budget, seed + run, solution, reason) for run in range(runs)]
         if len(reasons) == len(methods):

@@ -71,6 +71,8 @@ def geometry(model: nn.Module) -> Geometry:
                 f"the attention of block {index} is a {type(block.attn).__name__}, which is not supported; supported "
                 "is timm.layers.Attention."
             )
+    if getattr(vit, "attn_pool", None) is not None:
+        raise InputError("the model pools its tokens by attention (global_pool='map'), which is not supported.")
     if not isinstance(vit.patch_drop, nn.Identity):
         raise InputError("the model drops patches at random (patch_drop_rate > 0); create it with patch_drop_rate=0.")
     rows, columns = vit.patch_embed.grid_size
@@ -115,11 +117,14 @@ class ReducedViT(nn.Module):
         self.seed = seed
         self.reducers = nn.ModuleList(reducers)
         self._stock = (model,)  # in a tuple, so that nn.Module does not list the weights twice
-        self._pass: _Pass | None = None
+        self.last: _Pass | None = None  # the forward pass under way, or the last one
         self.drop = False
         """Whether to drop tokens by position instead of asking the reducers: the same shapes at no cost."""
         self.model = _with_children(model, blocks=nn.Sequential(*self._wrap_blocks(cast(VisionTransformer, model))))
-        self.train(model.training)
+        stock = set(model.modules())
+        for module in self.modules():  # frozen parts of the stock model keep their own mode
+            if module not in stock:
+                module.training = model.training
 
     def forward(self, images: Float[Tensor, "B I height width"], image_ids: Int[Tensor, " B"] | None = None) -> Any:
         """Logits of the model.
@@ -130,7 +135,7 @@ class ReducedViT(nn.Module):
         """
         if image_ids is None:
             image_ids = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-        self._pass = _Pass(image_ids)
+        self.last = _Pass(image_ids)
         return self.model(images)
 
     def train(self, mode: bool = True) -> ReducedViT:
@@ -146,12 +151,19 @@ class ReducedViT(nn.Module):
     @property
     def assignments(self) -> list[Assignment]:
         """The assignments of the last forward pass, one per step of the schedule."""
-        return [] if self._pass is None else self._pass.assignments
+        return [] if self.last is None else self.last.assignments
 
     @property
-    def source(self) -> Assignment | None:
-        """Map from the grid cells to the final tokens of the last forward pass; None if nothing was reduced."""
-        return None if self._pass is None else self._pass.source
+    def source(self) -> Assignment:
+        """Map from the grid cells to the final tokens of the last forward pass.
+
+        Raises:
+            ValueError: before the first forward pass.
+        """
+        if self.last is None:
+            raise ValueError("there is no source map before the first forward pass")
+        ids = self.last.image_ids
+        return self.last.source or HardAssignment.identity(len(ids), self.geometry.patches, ids.device)
 
     def reducer_macs(self) -> int:
         """Multiply-accumulates of the reducers for one image, by their own formulae."""
@@ -187,7 +199,7 @@ class ReducedViT(nn.Module):
 
     def _reduce(self, x: Float[Tensor, "B T C"], step_index: int, tap: _AttentionTap | None) -> Float[Tensor, "B S C"]:
         """Reduces the patch tokens of a sequence and books sizes and source. S = P + M."""
-        state, prefix = self._pass, self.geometry.prefix
+        state, prefix = self.last, self.geometry.prefix
         assert state is not None
         step = self.schedule.steps[step_index]
         reducer = cast(TokenReducer, self.reducers[step_index])
@@ -227,7 +239,7 @@ class ReducedViT(nn.Module):
 
     def _size_bias(self, x: Tensor) -> Tensor | None:
         """ln(size) of every key token, (B, 1, 1, T), to be added to the attention logits."""
-        state = self._pass
+        state = self.last
         assert state is not None
         if state.sizes is None or not state.proportional:
             return None

@@ -60,7 +60,7 @@ class TokenReducer(nn.Module, ABC):
     """Blocks at which it reduces by default, counted from 0."""
     proportional_attention: bool = False
     """Whether attention after a reduction adds the logarithm of the token sizes (ToMe, section 3)."""
-    stochastic: ClassVar[bool] = False
+    stochastic: bool = False
     """Whether it draws random numbers, so that several seeds must be reported."""
     learned: bool = False
     """Whether it has parameters that must be trained before its results mean anything."""

@@ -167,7 +167,7 @@ class ResultFolder:
             )
 
     def _clear(self) -> None:
-        for name in ("sweep.json", "journal.jsonl", "results.csv", "provenance.json"):
+        for name in ("journal.jsonl", "results.csv", "provenance.json"):  # the manifest is replaced, never missing
             (self.path / name).unlink(missing_ok=True)
         for figure in self.path.glob("accuracy_flops.*"):
             figure.unlink()
@@ -240,7 +240,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

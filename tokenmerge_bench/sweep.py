@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import timm
 import torch
 
 from tokenmerge_bench.data import ImageSet, Indices, eval_transform, iter_batches, open_dataset, subset
@@ -23,7 +24,7 @@ from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.models import LoadedModel, load_model
 from tokenmerge_bench.options import MethodSpec, all_options, parse_layers, parse_method
 from tokenmerge_bench.points import UNREDUCED, Point, plan
-from tokenmerge_bench.provenance import provenance, version
+from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_text
 
@@ -112,10 +113,12 @@ class _Run:
         self.hardware, self.folder, self.reporter = hardware, folder, reporter
         self.failures: dict[str, str] = {}
         self.unreadable: list[str] = []
+        self.evaluated = False  # anything at all; a run that finds everything done leaves the provenance alone
 
     def all(self, jobs: Sequence[_Job], workers: int) -> SweepResult:
         """Evaluates what is missing, then writes the table and the provenance."""
-        journal = list(self.folder.read_journal())
+        # A batch with unreadable images is evaluated again: the fault may have been the disk's, and is then over.
+        journal = [batch for batch in self.folder.read_journal() if not batch.unreadable]
         for batch in journal:
             for job in jobs:
                 if job.loaded.name == batch.model:
@@ -127,6 +130,13 @@ class _Run:
         table = self.folder.write_results(rows)
         # Points of an earlier run remember theirs; its journal is gone.
         self.unreadable = sorted({name for row in rows for name in row.get("unreadable", [])}.union(self.unreadable))
+        if self.evaluated or not (self.folder.path / "provenance.json").exists():
+            self._write_provenance(jobs)
+        if not self.failures:
+            self.folder.drop_journal()
+        return SweepResult(self.folder.path, table, self.failures, self.unreadable)
+
+    def _write_provenance(self, jobs: Sequence[_Job]) -> None:
         sources = {
             job.loaded.name: {
                 "weights": job.loaded.weights,
@@ -144,9 +154,6 @@ class _Run:
             "unreadable": self.unreadable,
         }
         write_text(self.folder.path / "provenance.json", json.dumps(origin, indent=1) + "\n")
-        if not self.failures:
-            self.folder.drop_journal()
-        return SweepResult(self.folder.path, table, self.failures, self.unreadable)
 
     def _announce(self, jobs: Sequence[_Job], journal: Sequence[BatchOutcomes]) -> None:
         runnable = {point.id for job in jobs for point in job.points if point.solution is not None}
@@ -173,6 +180,7 @@ class _Run:
             for batch in outcomes:
                 batch.model = job.loaded.name
                 self.folder.append(batch)
+                self.evaluated = True
                 journal.append(batch)
         self._note_unreadable(journal)
         for point in missing:
@@ -278,7 +286,9 @@ def _evaluation(
         "subset": f"{len(chosen)} images {_digest(images.ids[chosen])}",
         "batch size": experiment.batch_size,
         "dtype": experiment.dtype,
-        "device": hardware.device.type,
+        "device": device_name(hardware.device),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
     }
 
 
@@ -291,7 +301,7 @@ def _code(spec: MethodSpec) -> str:
 def _describe(point: Point) -> str:
     """A point in words, for messages."""
     method = "unreduced" if point.method is None else f"{point.method.label} at {point.budget.recorded}"
-    seed = f" seed {point.seed}" if point.method is not None and point.method.type.stochastic else ""
+    seed = f" seed {point.seed}" if point.method is not None and point.method.build().stochastic else ""
     return f"{point.model} {point.weights} {method}{seed}"
 
 

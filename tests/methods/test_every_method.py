@@ -225,8 +225,8 @@ def test_sizes_and_source_agree_at_the_end(name: str, options: Options) -> None:
     assert reduced.source is not None
     assert [(a.n_in, a.n_out) for a in reduced.assignments] == [(16, 11), (11, 7)]
     assert (reduced.source.n_in, reduced.source.n_out) == (16, 7)
-    assert reduced._pass is not None
-    sizes = reduced._pass.sizes
+    assert reduced.last is not None
+    sizes = reduced.last.sizes
     assert sizes is not None
     torch.testing.assert_close(sizes[:, 1:].sum(1), torch.full((3,), 16.0))
     if isinstance(reduced.source, HardAssignment):

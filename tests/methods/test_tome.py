@@ -68,8 +68,8 @@ def test_t2_proportional_attention(logits: list[float], weights: list[float], fu
     # Identity values make the output of attention the row of weights itself.
     reduced = ReducedViT(small_vit(), make_schedule((), (), "mid", n0=16, prefix=1, depth=3), [])
     reduced(torch.zeros(1, 3, 32, 32))
-    assert reduced._pass is not None
-    reduced._pass.sizes, reduced._pass.proportional = torch.tensor([[1.0, 2.0, 5.0]]), True
+    assert reduced.last is not None
+    reduced.last.sizes, reduced.last.proportional = torch.tensor([[1.0, 2.0, 5.0]]), True
     bias = reduced._size_bias(torch.zeros(1, 3, 8, dtype=torch.float64))
     assert bias is not None
     assert bias.shape == (1, 1, 1, 3)
