@@ -151,7 +151,7 @@ def test_a_block_that_the_model_lacks() -> None:
         ("tome:inflection=nan", "out of range"),
         ("dpc_knn:k=0", "k=0 neighbours is too few; give 1 or more"),
         ("dpc_knn:k=2.5", "k=2.5 is not allowed"),
-        ("dpc_knn:noise=-1", "noise=-1 is negative"),
+        ("dpc_knn:noise=-1", "noise=-1 is no width"),
         ("k_medoids:iters=-1", "iters=-1 is negative"),
     ],
 )

@@ -143,7 +143,8 @@ class Solver:
             feasible = [
                 (value, self._at(blocks, reducer, value)) for value in near if self._follows(blocks, reducer, value)
             ]
-            best = min([best, *feasible], key=miss)
+            nearer = min(feasible, key=miss, default=best)
+            best = nearer if miss(nearer) <= TOLERANCE * target else best
         return best[1]
 
     def _follows(self, blocks: tuple[int, ...], reducer: TokenReducer, value: Value) -> bool:

@@ -15,7 +15,7 @@ from math import floor
 from tokenmerge_bench.errors import InputError
 
 Value = float | tuple[int, ...]
-"""A keep rate, or one integer per site (a single integer stands for the same one at every site)."""
+"""A keep rate, or one integer per site (for `k` and `r` a single one stands for the same at every site)."""
 
 
 Fewest = Callable[[int], int]
@@ -91,15 +91,7 @@ class MergesPerLayer(Knob):
 
     def near(self, value: Value, n0: int, sites: int) -> Iterator[Value]:
         """One token more or less at a single site, and one moved from a site to another."""
-        even = self.schedule(value, sites)
-        changes = [[(site, change)] for site in range(sites) for change in (-1, 1)]
-        changes += [[(a, 1), (b, -1)] for a in range(sites) for b in range(sites) if a != b]
-        for change in changes:
-            uneven = list(even)
-            for site, by in change:
-                uneven[site] += by
-            if min(uneven) >= 0:
-                yield tuple(uneven)
+        yield from _beside(self.schedule(value, sites))
 
     def schedule(self, value: Value, sites: int) -> tuple[int, ...]:
         """The merges of each site."""
@@ -156,12 +148,17 @@ class RemovedPerBlock(MergesPerLayer):
 
 
 class KeepRate(Knob):
-    """`keep_rate`: stage j leaves floor(N0 * keep_rate^j) patch tokens (TokenReduction's protocol)."""
+    """`keep_rate`: stage j leaves floor(N0 * keep_rate^j) patch tokens (TokenReduction's protocol).
+
+    Where no rate gives the budget, the value is the list of the tokens left after each stage, such as 137/96/67.
+    """
 
     name = "keep_rate"
     flag = "--keep-rate"
 
-    def parse(self, text: str) -> float:
+    def parse(self, text: str) -> Value:
+        if "/" in text:
+            return _integers(text, self.flag)
         try:
             rate = float(text)
         except ValueError:
@@ -171,20 +168,29 @@ class KeepRate(Knob):
         return rate
 
     def text(self, value: Value) -> str:
-        return f"{self.name}={value:.6g}"
+        return f"{self.name}={value:.6g}" if isinstance(value, float) else f"{self.name}={'/'.join(map(str, value))}"
 
     def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
-        assert isinstance(value, float)
-        counts = tuple(floor(n0 * value**stage + 1e-9) for stage in range(1, sites + 1))
+        counts = self.targets(value, n0, sites)
         n = n0
         for stage, left in enumerate(counts, start=1):
-            if left < fewest(n):
+            if not fewest(n) <= left <= n:
                 raise InputError(
-                    f"keep_rate={value:g} leaves {left} of {n} patch tokens at stage {stage}, where this method keeps "
-                    f"at least {fewest(n)}; give a larger keep rate."
+                    f"{self.text(value)} leaves {left} of {n} patch tokens at stage {stage}, where this method keeps "
+                    f"at least {fewest(n)} and at most {n}; give another."
                 )
             n = left
         return counts
+
+    def targets(self, value: Value, n0: int, sites: int) -> tuple[int, ...]:
+        """Tokens that a value asks for after each stage."""
+        if isinstance(value, float):
+            return tuple(floor(n0 * value**stage + 1e-9) for stage in range(1, sites + 1))
+        if len(value) != sites:
+            raise InputError(
+                f"keep_rate lists {len(value)} token counts for {sites} stages; give {sites}, or one rate."
+            )
+        return value
 
     def candidates(self, n0: int, sites: int, fewest: Fewest) -> Iterator[Value]:
         for step in range(8 * n0, 0, -1):
@@ -196,21 +202,23 @@ class KeepRate(Knob):
             yield rate
 
     def near(self, value: Value, n0: int, sites: int) -> Iterator[Value]:
-        """Sixteen steps to either side, up to the next candidates."""
+        """Sixteen rates to either side, up to the next candidates, then lists with a token more or less somewhere."""
         assert isinstance(value, float)
         rates = [round(value + step / (8 * 16 * n0), 6) for step in range(-15, 16)]
         yield from (rate for rate in rates if 0 < rate <= 1)
+        yield from _beside(self.targets(value, n0, sites))
 
 
 class StagedRemoval(KeepRate):
     """TokenReduction's ToMe: a keep rate per stage, each stage capped at removing half of its tokens."""
 
     def counts(self, value: Value, n0: int, sites: int, fewest: Fewest) -> tuple[int, ...]:
-        assert isinstance(value, float)
-        counts, n, target = [], n0, n0
-        for stage in range(1, sites + 1):
-            previous, target = target, floor(n0 * value**stage + 1e-9)
-            n -= min(previous - target, n // 2)
+        targets = (n0, *self.targets(value, n0, sites))
+        if any(after > before for before, after in pairwise(targets)):
+            raise InputError(f"{self.text(value)} asks for more tokens at a later stage; give counts that do not grow.")
+        counts, n = [], n0
+        for before, after in pairwise(targets):
+            n -= min(before - after, n // 2)
             counts.append(n)
         return tuple(counts)
 
@@ -222,6 +230,19 @@ class StagedRemoval(KeepRate):
             if left <= least:
                 least = left
                 yield rate
+
+
+def _beside(even: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Lists with one more or less at a single place, or one moved from a place to another."""
+    places = range(len(even))
+    changes = [[(place, by)] for place in places for by in (-1, 1)]
+    changes += [[(a, 1), (b, -1)] for a in places for b in places if a != b]
+    for change in changes:
+        uneven = list(even)
+        for place, by in change:
+            uneven[place] += by
+        if min(uneven) >= 0:
+            yield tuple(uneven)
 
 
 def tilted(r: float, inflection: float, blocks: int) -> tuple[int, ...]:

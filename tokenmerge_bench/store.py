@@ -90,7 +90,7 @@ class ResultFolder:
             raise InputError(
                 f"results folder '{path}' cannot be written ({error.strerror or error}); give another one with --out."
             ) from error
-        except InputError:
+        except BaseException:
             self.close()
             raise
 
