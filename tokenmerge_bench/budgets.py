@@ -140,20 +140,17 @@ class Solver:
         best = min(((value, self._at(blocks, reducer, value)) for value in values), key=miss)
         if miss(best) > TOLERANCE * target:
             near = reducer.knob.near(best[0], self.shape.patches, len(blocks))
-            feasible = [
-                (value, self._at(blocks, reducer, value)) for value in near if self._follows(blocks, reducer, value)
-            ]
-            nearer = min(feasible, key=miss, default=best)
+            tried = ((value, self._at_if_feasible(blocks, reducer, value)) for value in near)
+            nearer = min(((value, found) for value, found in tried if found is not None), key=miss, default=best)
             best = nearer if miss(nearer) <= TOLERANCE * target else best
         return best[1]
 
-    def _follows(self, blocks: tuple[int, ...], reducer: TokenReducer, value: Value) -> bool:
-        """Whether a method can follow a value of its knob."""
+    def _at_if_feasible(self, blocks: tuple[int, ...], reducer: TokenReducer, value: Value) -> Solution | None:
+        """The schedule of a knob value, or None where the method cannot follow it."""
         try:
-            self._at(blocks, reducer, value)
+            return self._at(blocks, reducer, value)
         except InputError:
-            return False
-        return True
+            return None
 
     def _charged(self, macs: Macs) -> int:
         return macs.total if self.count_reducers else macs.backbone

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tokenmerge_bench.points import UNREDUCED
-from tokenmerge_bench.summary import summarise
+from tokenmerge_bench.summary import label, summarise
 
 errors = Console(stderr=True)
 
@@ -134,8 +134,7 @@ def reasons(results: pd.DataFrame) -> list[str]:
     """One line for each point that gave no number, with its reason."""
     bad = results[results["status"] != "ok"]
     lines = [
-        f"{row.model} {row.method}{':' + row.options if isinstance(row.options, str) and row.options else ''} at "
-        f"{row.budget}: {row.status}, {row.reason}"
+        f"{row.model} {label(str(row.method), row.options)} at {row.budget}: {row.status}, {row.reason}"
         for row in bad.itertuples()
     ]
     return list(dict.fromkeys(lines))

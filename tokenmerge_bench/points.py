@@ -44,11 +44,6 @@ class Point:
         name = UNREDUCED if self.method is None else self.method.name
         return f"{self.model}-{name}-{digest}"
 
-    @property
-    def reducer_macs(self) -> int:
-        """MACs of the reducers for one image."""
-        return 0 if self.solution is None else self.solution.macs.reducer
-
 
 def plan(
     loaded: LoadedModel, methods: Sequence[MethodSpec], budgets: Sequence[Budget], seeds: int, seed: int

@@ -9,6 +9,11 @@ import pandas as pd
 SETTING = ["model", "method", "options", "trained", "budget"]
 
 
+def label(method: str, options: object) -> str:
+    """A method with its options as it is asked for; options that are empty or missing leave the name alone."""
+    return f"{method}:{options}" if isinstance(options, str) and options else method
+
+
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """One row per model, method, options and budget, in the order of the results.
 
@@ -26,7 +31,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
                 row[column] = good[column].mean()
         row["seeds"] = len(good)
         row["top1_sd"] = float(good["top1"].std(ddof=1)) if len(good) > 1 else 0.0
-        row["label"] = f"{row['method']}:{row['options']}" if row["options"] else row["method"]
+        row["label"] = label(row["method"], row["options"])
         rows.append(row)
     # A stable order that keeps a method's budgets together.
     order = {label: i for i, label in enumerate(dict.fromkeys(row["label"] for row in rows))}
