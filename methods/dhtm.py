@@ -16,7 +16,7 @@ from torch import Tensor
 from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.contraction import Averaging, Similarity, contract_most_similar
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.grid import OFFSETS, cell_edges, token_edges
+from tokenmerge_bench.grid import OFFSETS, all_pairs, cell_edges, token_edges
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
@@ -25,8 +25,8 @@ from tokenmerge_bench.tokens import Tokens
 class DhtmOptions:
     """Options of DHTM; the defaults reproduce the published column of DeiT-Tiny within its noise."""
 
-    connectivity: Literal[8, 4] = 8
-    """Neighbours of a grid cell: with or without the diagonal ones."""
+    connectivity: Literal[8, 4, "any"] = 8
+    """Neighbours of a grid cell: with or without the diagonal ones; `any`: all tokens are, wherever they lie."""
     similarity: Similarity = "cosine"
     """cosine, or the negative euclidean / manhattan distance, or the (symmetric / forward) KL divergence."""
     averaging: Averaging = "size"
@@ -72,11 +72,14 @@ class Dhtm(TokenReducer):
     def assign(self, tokens: Tokens, n_out: int) -> Assignment:
         """Adjacency follows from the grid cells that the tokens cover, so merges of earlier layers persist."""
         o: DhtmOptions = self.options
-        edges = cell_edges(tokens.grid, OFFSETS[o.connectivity], tokens.features.device)
+        if o.connectivity == "any":
+            edges = all_pairs(tokens.features.shape[1], tokens.features.device).expand(len(tokens.features), -1, -1)
+        else:
+            edges = token_edges(tokens.cells, cell_edges(tokens.grid, OFFSETS[o.connectivity], tokens.features.device))
         book = contract_most_similar(
             compared(tokens, o.feature),
             tokens.sizes,
-            token_edges(tokens.cells, edges),
+            edges,
             steps=tokens.features.shape[1] - n_out,
             similarity=o.similarity,
             averaging=o.averaging,
@@ -90,12 +93,16 @@ class Dhtm(TokenReducer):
 
         That is what the algorithm needs; the batched code here scores each new token against all N, which costs more.
         E is the number of edges of a square grid of N tokens (702 or 364 for 196), D the number of neighbours of a
-        pair.
+        pair; without spatial constraint E is N (N - 1) / 2 and D the mean number of other tokens.
         """
+        edges: float
+        neighbours: float
         if self.options.connectivity == 8:
             edges, neighbours = 4 * n_in - 6 * math.sqrt(n_in) + 2, 10
-        else:
+        elif self.options.connectivity == 4:
             edges, neighbours = 2 * n_in - 2 * math.sqrt(n_in), 6
+        else:
+            edges, neighbours = n_in * (n_in - 1) / 2, (n_in + n_out - 3) / 2
         compared_width = self.head_width if self.options.feature == "keys" else width
         means = width + (0 if self.options.feature == "mid" else compared_width)
         per_merge = means + (neighbours + 1) * compared_width

@@ -164,12 +164,15 @@ def dhtm(
     tokens: list[Token],
     columns: int,
     k: int,
-    connectivity: int = 8,
+    connectivity: int | str = 8,
     similarity: str = "cosine",
     averaging: str = "size",
     threshold: float | None = None,
 ) -> Result:
-    return greedy(tokens, lambda now: adjacent_pairs(now, columns, connectivity), k, similarity, averaging, threshold)
+    def candidates(now: list[Token]) -> list[tuple[int, int]]:
+        return all_pairs(now) if connectivity == "any" else adjacent_pairs(now, columns, int(connectivity))
+
+    return greedy(tokens, candidates, k, similarity, averaging, threshold)
 
 
 def random_merging(

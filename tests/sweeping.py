@@ -33,7 +33,7 @@ default_cfgs = generate_default_cfgs(
 
 
 def _tiny(name: str, channels: int, classes: int, settings: dict[str, Any]) -> VisionTransformer:
-    known = {key: value for key, value in settings.items() if key in ("num_classes", "embed_dim")}
+    known = {key: value for key, value in settings.items() if key in ("num_classes", "embed_dim", "img_size")}
     shape = {"img_size": 28, "patch_size": 4, "embed_dim": 16, "depth": 12, "num_heads": 2}
     model = VisionTransformer(**{**shape, "in_chans": channels, "num_classes": classes, **known})
     model.pretrained_cfg = default_cfgs[name].default.to_dict()

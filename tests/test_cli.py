@@ -98,7 +98,7 @@ def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Figures have tests of their own; here they only take time."""
     if "real_figures" not in request.fixturenames:
         monkeypatch.setattr(
-            "tokenmerge_bench.figures.accuracy_flops.save", lambda _, folder: [folder / "accuracy_flops.png"]
+            "tokenmerge_bench.products.make", lambda _, names, folder: ([folder / f"{name}.png" for name in names], {})
         )
 
 
@@ -119,8 +119,8 @@ def test_a_sweep_prints_a_table_and_says_where_things_are(sweep: Command, tmp_pa
     assert re.search(r"unreduced .* \d+\.\d\d │ +\d+\.\d\d to \d+\.\d\d", done.out)
     assert re.search(r"dhtm +│ k=6 +│ k=6 +│ +0\.00\d+ │ +\d+\.\d %", done.out)
     assert re.search(r"random .* \d+\.\d\d ± \d+\.\d\d", done.out)
-    assert lines[-2:] == ["table   out/results.csv", "figure  out/accuracy_flops.png"]
-    for name in ("results.csv", "accuracy_flops.png", "accuracy_flops.svg", "provenance.json"):
+    assert lines[-2:] == ["table   out/results.csv", "figure  out/fig1.png (also svg, pdf)"]
+    for name in ("results.csv", "fig1.png", "fig1.svg", "fig1.pdf", "provenance.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     table = read_results(tmp_path / "out")
     assert table["method"].tolist() == ["none", "dhtm", "random", "random"]
@@ -519,5 +519,5 @@ def test_the_real_command_in_a_pipe(weights: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "evaluating" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "figure  out/accuracy_flops.png"
+    assert done.stdout.splitlines()[-1] == "figure  out/fig1.png (also svg, pdf)"
     assert read_results(tmp_path / "out")["method"].tolist() == ["none", "mine"]

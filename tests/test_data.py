@@ -1,26 +1,26 @@
-"""Image sets, subsets and batches."""
+"""Subsets, batches, and the transform that images go through."""
 
 from __future__ import annotations
 
-import gzip
-import struct
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from layouts import mixed_folder
 from PIL import Image
-from timm.data.imagenet_info import ImageNetInfo
 
 from tokenmerge_bench import data
 from tokenmerge_bench.data import (
     ArrayImages,
     eval_transform,
-    fashion_mnist_train,
     iter_batches,
     load_batch,
     open_dataset,
     subset,
+    to_mode,
 )
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL, build_model, data_config
@@ -43,36 +43,7 @@ def array_images(labels: list[int], classes: int = 10) -> ArrayImages:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes out of order, several suffixes, one broken and one truncated file, things to pass over."""
-    root = tmp_path / "val"
-    for wnid, name in [("n01443537", "b.PNG"), ("n01440764", "a.jpg"), ("n01440764", "sub/c.webp")]:
-        path = root / wnid / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        noise = np.random.default_rng(len(name)).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path, format={".PNG": "PNG", ".jpg": "JPEG"}.get(path.suffix, "WEBP"))
-    whole = (root / "n01443537" / "b.PNG").read_bytes()
-    (root / "n01443537" / "cut.png").write_bytes(whole[: len(whole) // 2])
-    (root / "n01440764" / "broken.jpeg").write_bytes(b"not an image")
-    (root / "n01440764" / "notes.txt").write_text("no image")
-    (root / ".hidden").mkdir()
-    return root
-
-
-def test_imagenet_labels_are_the_sorted_wordnet_ids() -> None:
-    names = ImageNetInfo().label_names()
-    assert len(names) == 1000
-    assert names == sorted(names)
-
-
-def test_demo_is_the_fashion_mnist_test_set() -> None:
-    demo = open_dataset("demo")
-    assert (demo.name, len(demo), demo.classes) == ("demo", 10_000, 10)
-    assert np.bincount(demo.labels).tolist() == [1000] * 10
-    assert demo.labels[:5].tolist() == [9, 2, 1, 1, 6]
-    assert demo.load(0).size == (28, 28)
-    assert demo.load(0).mode == "L"
-    assert (demo.ids == np.arange(10_000)).all()
-    assert demo.fingerprint == open_dataset("demo").fingerprint
+    return mixed_folder(tmp_path / "val")
 
 
 def test_fingerprint_of_arrays_covers_pixels_and_labels() -> None:
@@ -85,83 +56,6 @@ def test_fingerprint_of_arrays_covers_pixels_and_labels() -> None:
         ArrayImages.of("toy", one.pixels, one.labels[::-1], 10).fingerprint,
     }
     assert len(marks) == 3
-
-
-def test_folder_labels_are_positions_among_all_imagenet_ids(folder: Path) -> None:
-    images = open_dataset(str(folder))
-    assert images.name == "val"
-    assert images.classes == 1000
-    labelled = dict(zip(images.paths, images.labels.tolist(), strict=True))
-    assert labelled == {
-        "n01440764/a.jpg": 0,
-        "n01440764/broken.jpeg": 0,
-        "n01440764/sub/c.webp": 0,
-        "n01443537/b.PNG": 1,
-        "n01443537/cut.png": 1,
-    }
-
-
-def test_ids_of_a_folder_depend_on_the_path_alone(folder: Path) -> None:
-    before = open_dataset(str(folder))
-    (folder / "n01440764" / "a.jpg").unlink()
-    after = open_dataset(str(folder))
-    ids = dict(zip(before.paths, before.ids.tolist(), strict=True))
-    # First 8 bytes of sha256("n01443537/b.PNG"), masked to 63 bits; computed by sha256sum.
-    assert ids["n01443537/b.PNG"] == 0x07EA8639A5FA3A9A
-    assert {path: ids[path] for path in after.paths} == dict(zip(after.paths, after.ids.tolist(), strict=True))
-    assert (before.ids >= 0).all()
-    assert before.fingerprint != after.fingerprint
-
-
-def test_unknown_and_missing_and_wrong_places_are_refused(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(InputError, match="unknown dataset 'imagnet'"):
-        open_dataset("imagnet")
-    with pytest.raises(InputError, match="does not exist"):
-        open_dataset(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="is a file"):
-        open_dataset(str(folder / "n01440764" / "a.jpg"))
-    with pytest.raises(InputError, match=r"'val' in dataset folder .* no ImageNet-1k WordNet id"):
-        open_dataset(str(tmp_path))
-    (tmp_path / "empty" / "n01440764").mkdir(parents=True)
-    with pytest.raises(InputError, match="no images"):
-        open_dataset(str(tmp_path / "empty"))
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    content = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
-@pytest.mark.parametrize("place", ["", "FashionMNIST/raw"])
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_training_files_are_found_where_people_have_them(tmp_path: Path, place: str, suffix: str) -> None:
-    pixels, labels = np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2), np.array([4, 0, 9], dtype=np.uint8)
-    write_idx(tmp_path / place / f"train-images-idx3-ubyte{suffix}", pixels)
-    write_idx(tmp_path / place / f"train-labels-idx1-ubyte{suffix}", labels)
-    images = fashion_mnist_train(tmp_path)
-    assert (images.pixels == pixels).all()
-    assert images.labels.tolist() == [4, 0, 9]
-    assert (images.name, images.classes) == ("fashion_mnist_train", 10)
-
-
-def test_missing_and_damaged_training_files_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"torchvision.datasets.FashionMNIST.*dataset-fashion-mnist"):
-        fashion_mnist_train(tmp_path)
-    images, labels = tmp_path / "train-images-idx3-ubyte", tmp_path / "train-labels-idx1-ubyte.gz"
-    write_idx(images, np.zeros((3, 2, 2), dtype=np.uint8))
-    write_idx(labels, np.zeros(2, dtype=np.uint8))
-    with pytest.raises(InputError, match="3 images but 2 labels"):
-        fashion_mnist_train(tmp_path)
-    labels.write_bytes(labels.read_bytes()[:-9])
-    with pytest.raises(InputError, match="damaged"):
-        fashion_mnist_train(tmp_path)
-    images.write_bytes(images.read_bytes()[:-1])
-    with pytest.raises(InputError, match="cut short"):
-        fashion_mnist_train(tmp_path)
-    images.write_bytes(b"\x00\x00\x08\x01" + bytes(12))
-    with pytest.raises(InputError, match="no IDX file of 3-dimensional"):
-        fashion_mnist_train(tmp_path)
 
 
 def test_subset_is_exact_balanced_sorted_and_seeded() -> None:
@@ -264,6 +158,72 @@ def test_images_of_any_mode_become_what_the_model_takes(mode: str, config: dict[
     assert eval_transform(config)(Image.new(mode, (40, 30))).shape == config["input_size"]
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_scaled_to_eight_and_not_clipped(mode: str, channels: int) -> None:
+    values = np.array([[0, 128, 129, 257, 32768, 65279, 65535]])
+    if mode == "I":
+        image = Image.fromarray(values.astype(np.int32))
+    else:
+        image = Image.frombytes(mode, (7, 1), values.astype(">u2" if mode.endswith("B") else "<u2").tobytes())
+    assert image.mode == mode
+    scaled = np.asarray(to_mode(image, channels)).reshape(7, channels)
+    assert scaled.tolist() == [[value] * channels for value in (0, 0, 1, 1, 128, 254, 255)]
+
+
+def test_a_sixteen_bit_file_looks_as_its_eight_bit_version_does(tmp_path: Path) -> None:
+    eight = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    files: dict[str, np.ndarray] = {"eight": eight, "sixteen": eight.astype(np.uint16) * 257}
+    for name, pixels in files.items():
+        path = tmp_path / "grey" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    images, transform = open_dataset(str(tmp_path)), eval_transform(RGB)
+    assert images.load(1).mode != "L"
+    assert torch.equal(transform(images.load(0)), transform(images.load(1)))
+
+
+def test_transparency_and_orientation_are_dropped_as_in_torchvisions_evaluation(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    clear = Image.fromarray(noise)
+    assert np.array_equal(np.asarray(to_mode(clear, 3)), noise[..., :3])
+    orientation = Image.Exif()
+    orientation[0x0112] = 6  # to be shown turned by 90 degrees
+    Image.fromarray(noise[..., :3]).save(tmp_path / "turned.png", exif=orientation)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert np.array_equal(np.asarray(to_mode(turned, 3)), noise[..., :3])
+    palette = Image.fromarray(noise[..., :3]).quantize(8)
+    expected = np.asarray(palette.convert("RGB"))
+    palette.info["transparency"] = bytes(range(0, 256, 32))
+    assert np.array_equal(np.asarray(to_mode(palette, 3)), expected)
+
+
+def resize_to(transform: Any) -> int:
+    """The length that the short side is resized to."""
+    return int(transform.timm_transform.transforms[0].size)
+
+
+def test_deits_own_evaluation_resizes_to_256_and_timms_to_248() -> None:
+    config = data_config(build_model("deit_tiny_patch16_224", depth=1))
+    assert resize_to(eval_transform(config)) == 248
+    assert resize_to(eval_transform(config, crop_pct=0.875)) == 256
+    assert eval_transform(config, crop_pct=0.875)(Image.new("RGB", (300, 260))).shape == (3, 224, 224)
+
+
+def test_interpolations_are_those_that_timm_knows() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60), dtype=np.uint8))
+    pixels = [eval_transform(GREY, interpolation=name)(image) for name in data._INTERPOLATIONS]
+    assert all(not torch.equal(a, b) for a, b in combinations(pixels, 2))
+    with pytest.raises(InputError, match="unknown --interpolation 'bicubik': give nearest, bilinear, bicubic, box, "):
+        eval_transform(GREY, interpolation="bicubik")
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.01, 87.5, float("nan")])
+def test_a_crop_that_is_no_share_of_the_image_is_refused(share: float) -> None:
+    with pytest.raises(InputError, match=f"--crop-pct {share} is no share of the image"):
+        eval_transform(GREY, crop_pct=share)
+
+
 def test_transform_overrides() -> None:
     image = Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64).astype(np.uint8))
     plain, tight = eval_transform(GREY)(image), eval_transform(GREY, crop_pct=0.5)(image)
@@ -272,9 +232,3 @@ def test_transform_overrides() -> None:
     assert torch.equal(plain, eval_transform(GREY, crop_pct=None)(image))
     with pytest.raises(InputError, match=r"'crop_pc' .*did you mean 'crop_pct'"):
         eval_transform(GREY, crop_pc=0.5)
-
-
-def test_the_licence_of_the_shipped_images_is_beside_them() -> None:
-    notice = (data._DEMO / "LICENSE").read_text(encoding="utf-8")
-    assert "MIT License" in notice
-    assert "Copyright (c) 2017 Zalando SE" in notice

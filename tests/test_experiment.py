@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from tokenmerge_bench import published
+from tokenmerge_bench.budgets import Solver
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
-from tokenmerge_bench.models import DEMO_MODEL
+from tokenmerge_bench.experiment import Experiment, available, load_experiment, shipped
+from tokenmerge_bench.models import DEMO_MODEL, build_model
 from tokenmerge_bench.options import parse_method
+from tokenmerge_bench.products import figure_names, table_names
 
 GOOD = 'methods = ["dhtm"]\nmodels = ["deit_tiny_patch16_224"]\ndataset = "demo"\n'
 
@@ -35,7 +38,55 @@ def test_the_demo_is_the_embedded_benchmark_with_all_training_free_methods() -> 
 def test_every_shipped_experiment_can_be_read(name: str) -> None:
     loaded = load_experiment(name)
     assert loaded.all_budgets()
-    assert all(parse_method(text) for text in loaded.methods)
+    methods, missing = available(loaded)
+    assert len(methods) + len(missing) == len(loaded.methods)
+    assert set(missing) <= {"sit", "sinkhorn", "patchmerger"}
+    assert loaded.title
+    assert set(loaded.shows) <= {*figure_names(), *table_names()}
+
+
+def test_all_that_the_paper_shows_has_an_experiment() -> None:
+    wanted = {"table1", "table2", "fig1", "fig2", "fig4", "demo"}
+    ablations = {"connectivity", "similarity", "averaging_attention", "placement", "k_schedule"}
+    assert wanted | ablations <= set(shipped())
+
+
+def test_the_published_tables_are_asked_for_as_published() -> None:
+    table1, table2 = load_experiment("table1"), load_experiment("table2")
+    assert [int(k) for k in table1.k] == sorted(set(published.table1()["k"]))
+    assert table1.models == list(dict.fromkeys(published.table1()["model"]))
+    assert set(published.table2()["method"]) <= set(table2.methods)
+    assert table2.budgets == [0.7]
+
+
+def test_schedules_of_merges_cost_the_same() -> None:
+    chosen = load_experiment("k_schedule")
+    solver = Solver(build_model("deit_tiny_patch16_224"))
+    costs = [solver.solve(parse_method("dhtm"), budget).macs.total for budget in chosen.all_budgets()]
+    assert max(costs) < 1.01 * min(costs)
+
+
+def test_methods_of_the_paper_that_are_not_here_yet_are_told_from_misspelt_ones(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "methods", lambda: ["dhtm", "not_written"])
+    file.write_text(GOOD.replace('"dhtm"', '"dhtm", "not_written"') + "budgets = [0.7]\n")
+    methods, missing = available(load_experiment(str(file)))
+    assert ([spec.name for spec in methods], missing) == (["dhtm"], ["not_written"])
+    with pytest.raises(InputError, match="not_written cannot be run here yet"):
+        available(load_experiment(str(file), methods=["not_written"]))
+    with pytest.raises(InputError, match="not_writen"):
+        available(load_experiment(str(file), methods=["not_writen"]))
+
+
+def test_budgets_of_a_flag_leave_out_methods_of_the_file_that_cannot_follow() -> None:
+    assert load_experiment("demo", k=["40"]).methods == ["dhtm", "lotm", "random"]
+    assert load_experiment("demo", k=["40"], methods=["tome"]).methods == ["tome"]
+
+
+def test_the_layers_of_an_experiment_are_those_of_methods_that_name_none() -> None:
+    methods, _ = available(load_experiment("demo", methods=["dhtm", "dhtm:layers=all"], layers="2/4"))
+    assert [spec.layers for spec in methods] == [(2, 4), "all"]
 
 
 def test_flags_win_over_the_file_and_none_leaves_it_alone(file: Path) -> None:
@@ -78,13 +129,15 @@ def test_budgets_are_given_in_exactly_one_way(budgets: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("method = ['dhtm']", r"unknown key 'method' \(did you mean 'methods'\?\); known keys are methods, models"),
+        ("method = ['dhtm']", r"unknown key 'method' \(did you mean 'methods'\?\); known keys are title, methods, models"),
         ("batchsize = 4", r"did you mean 'batch_size'"),
         ("limit = 'all'", "limit='all' is not allowed"),
         ("limit = 0", "limit=0 is not allowed"),
         ("seeds = 0", "seeds=0 is not allowed"),
         ("seed = -1", "seed=-1 is not allowed"),
         ("batch_size = 0", "batch_size=0 is not allowed"),
+        ("crop_pct = 1.5", "crop_pct=1.5 is not allowed"),
+        ("examples = -1", "examples=-1 is not allowed"),
         ("dtype = 'float8'", "dtype='float8' is not allowed"),
         ("gflops = 3.26", r"gflops=3.26 is not allowed"),
         ("gflops = ['a']", "gflops='a' is not allowed"),
@@ -99,7 +152,7 @@ def test_wrong_keys_and_values_name_themselves(file: Path, line: str, message: s
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("left_out", ["methods", "models", "dataset"])
+@pytest.mark.parametrize("left_out", ["methods", "models"])
 def test_what_is_missing_is_named(file: Path, left_out: str) -> None:
     file.write_text("".join(line + "\n" for line in GOOD.splitlines() if not line.startswith(left_out)))
     with pytest.raises(InputError, match=left_out):

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -184,12 +185,104 @@ def test_arguments_a_model_refuses_are_named() -> None:
         build_model(DEMO_MODEL, widht=3)
 
 
+DEITS = ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"]
+SMALL = {"depth": 1, "embed_dim": 16, "num_heads": 2}  # a DeiT that is quickly made
+
+
+def trained(name: str, **kwargs: Any) -> dict[str, Tensor]:
+    """A state dict whose every value is random, as training leaves it."""
+    torch.manual_seed(0)
+    return {key: torch.randn(value.shape) for key, value in build_model(name, **SMALL, **kwargs).state_dict().items()}
+
+
+@pytest.mark.parametrize("size", [384, 160, (160, 224), 224])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"]
+)
+def test_weights_trained_at_another_size_are_resampled_as_timm_does_it(tmp_path: Path, name: str, size: Any) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(trained(name), path)
+    loaded = load_model(name, path, device=CPU, model_kwargs={**SMALL, "img_size": size})
+    expected = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": path}, img_size=size, **SMALL)
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in expected.state_dict().items())
+    height, width = size if isinstance(size, tuple) else (size, size)
+    assert loaded.data_config["input_size"] == (3, height, width)
+    assert loaded.model(torch.zeros(1, 3, height, width)).shape == (1, 1000)
+
+
+def test_weights_trained_at_the_asked_size_are_taken_as_they_are(tmp_path: Path) -> None:
+    state = trained("deit_tiny_patch16_224", img_size=64)
+    save_file(state, tmp_path / "w.safetensors")
+    kwargs = {**SMALL, "img_size": 64}
+    loaded = load_model("deit_tiny_patch16_224", tmp_path / "w.safetensors", device=CPU, model_kwargs=kwargs)
+    assert torch.equal(loaded.model.get_parameter("pos_embed"), state["pos_embed"])
+
+
+def test_nothing_is_resampled_unless_another_size_is_asked_for(tmp_path: Path) -> None:
+    save_file(trained("deit_tiny_patch16_224", img_size=64), tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"pos_embed \(1x17x16 in the file, 1x197x16 in the model\)"):
+        load_model("deit_tiny_patch16_224", tmp_path / "w.safetensors", device=CPU, model_kwargs=SMALL)
+
+
+def test_all_but_the_position_embeddings_stays_strict_at_another_size(tmp_path: Path) -> None:
+    state = trained("deit_tiny_patch16_224")
+    state["patch_embed.proj.weight"] = torch.zeros(16, 3, 14, 14)  # timm's own filter would resample this too
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=r"1 of another shape: patch_embed.proj.weight \(16x3x14x14 in the file"):
+        load_model(
+            "deit_tiny_patch16_224",
+            tmp_path / "w.safetensors",
+            device=CPU,
+            model_kwargs={**SMALL, "img_size": 64},
+        )
+
+
+def test_grids_that_cannot_be_resampled_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    for trained_at, size in [((64, 48), 224), (224, 8)]:  # not square in the file; less than a patch in the model
+        save_file(trained("deit_tiny_patch16_224", img_size=trained_at), path)
+        with pytest.raises(InputError, match=r"position embeddings in '.*' \(1x\d+x16\) cannot be resampled"):
+            load_model("deit_tiny_patch16_224", path, device=CPU, model_kwargs={**SMALL, "img_size": size})
+
+
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"]
+)
+def test_checkpoints_as_their_authors_released_them_load(tmp_path: Path, name: str) -> None:
+    state = trained(name)
+    theirs = {key.replace(".ls1.gamma", ".gamma_1").replace(".ls2.gamma", ".gamma_2"): v for key, v in state.items()}
+    assert (theirs.keys() != state.keys()) == name.startswith("deit3")
+    torch.save({"model": theirs}, tmp_path / "released.pth")
+    loaded = load_model(name, tmp_path / "released.pth", device=CPU, model_kwargs=SMALL)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.model.state_dict().items())
+
+
+def test_weights_in_the_cache_of_the_hub_need_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    kwargs = {**SMALL, "cache_dir": tmp_path}
+    with pytest.raises(
+        InputError, match=r"could not be downloaded from the hub \('timm/deit_tiny_patch16_224.fb_in1k'"
+    ):
+        load_model("deit_tiny_patch16_224", device=CPU, model_kwargs=kwargs)
+    state, revision = trained("deit_tiny_patch16_224"), "0" * 40
+    repository = tmp_path / "models--timm--deit_tiny_patch16_224.fb_in1k"
+    for folder in ("refs", f"snapshots/{revision}"):
+        (repository / folder).mkdir(parents=True, exist_ok=True)
+    (repository / "refs" / "main").write_text(revision)
+    save_file(state, repository / "snapshots" / revision / "model.safetensors")
+    loaded = load_model("deit_tiny_patch16_224", device=CPU, model_kwargs=kwargs)
+    assert loaded.weights == "hub:timm/deit_tiny_patch16_224.fb_in1k"
+    assert all(torch.equal(value, state[key]) for key, value in loaded.model.state_dict().items())
+
+
 @pytest.mark.usefixtures("no_network")
 def test_a_failed_download_says_how_to_pass_local_weights() -> None:
     with pytest.raises(InputError) as caught:
         load_model("deit_tiny_patch16_224", device=CPU)
     message = str(caught.value)
     assert "'timm/deit_tiny_patch16_224.fb_in1k'" in message
+    assert "fetch https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/model.safetensors " in message
     assert "--weights FILE.safetensors or --weights deit_tiny_patch16_224=FILE.safetensors" in message
     assert "\n" not in message
 

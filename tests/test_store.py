@@ -44,7 +44,7 @@ def used(path: Path) -> Path:
         folder.append(batch(0))
         folder.finish_point("a", {"top1": 50.0}, OUTCOMES)
         folder.write_results([{"method": "dhtm"}])
-    for name in ("provenance.json", "accuracy_flops.png", "accuracy_flops.svg"):
+    for name in ("provenance.json", "accuracy_flops.png", "fig1.png", "table1.tex", "results_table.md"):
         (path / name).write_text("x")
     return path
 
@@ -102,19 +102,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path, monkeyp
 def test_a_point_is_done_only_after_its_outcomes_are_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(path) as folder:
         seen: list[tuple[str, bool]] = []
-        write = store.write_text
+        write = store.write_bytes
 
-        def watched(file: Path, text: str) -> None:
+        def watched(file: Path, content: bytes) -> None:
             seen.append((file.parent.name, folder.is_done("a")))
-            write(file, text)
+            write(file, content)
 
-        monkeypatch.setattr(store, "write_text", watched)
-        folder.finish_point("a", {"top1": 50.0}, OUTCOMES)
-        assert seen == [("outcomes", False), ("records", False)]
+        monkeypatch.setattr(store, "write_bytes", watched)
+        folder.finish_point("a", {"top1": 50.0}, OUTCOMES, [{"image": "x"}])
+        assert seen == [("outcomes", False), ("examples", False), ("records", False)]
         assert folder.is_done("a")
         assert not folder.is_done("b")
         assert folder.record("a") == {"top1": 50.0}
-        pd.testing.assert_frame_equal(pd.read_csv(path / "outcomes" / "a.csv"), OUTCOMES)
+        pd.testing.assert_frame_equal(pd.read_csv(path / "outcomes" / "a.csv.gz"), OUTCOMES)
 
 
 def test_the_results_table_is_read_as_it_was_written(path: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tokenmerge_bench.display import ProgressReporter, SilentReporter, reasons, results_table, short_knob
 from tokenmerge_bench.knobs import MergesPerLayer
-from tokenmerge_bench.store import COLUMNS, read_results
+from tokenmerge_bench.store import COLUMNS, outcomes_file, read_results
 from tokenmerge_bench.summary import summarise
 
 HISTORIC = sorted((Path(__file__).parent / "historic_results").iterdir())
@@ -180,7 +180,9 @@ def test_earlier_results_load(folder: Path) -> None:
     for point in good.to_dict("records"):
         record = json.loads((folder / "records" / f"{point['point']}.json").read_text())
         assert record["top1"] == point["top1"]
-        outcomes = pd.read_csv(folder / "outcomes" / f"{point['point']}.csv")
+        file = outcomes_file(folder, point["point"])
+        assert file is not None
+        outcomes = pd.read_csv(file)
         assert 100 * (outcomes["rank"] == 0).mean() == pytest.approx(point["top1"])
         assert len(outcomes) == point["n_images"]
     assert not any(word in (folder / "provenance.json").read_text() for word in ("/home", "/root", "/tmp", "/work"))

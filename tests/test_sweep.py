@@ -20,11 +20,12 @@ from jaxtyping import Float
 from sweeping import TINY, TINY_RGB, Recorder, contents, experiment, lasting, run, save_image
 from torch import Tensor
 
-from tokenmerge_bench import engine, reducers
+from tokenmerge_bench import engine, published, reducers
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.budgets import Budget, Solver, reduce_with
 from tokenmerge_bench.counting import count
-from tokenmerge_bench.data import eval_transform, load_batch, open_dataset, subset
+from tokenmerge_bench.data import eval_transform, load_batch, subset
+from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.engine import judge, open_device
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import load_model
@@ -123,7 +124,7 @@ def test_a_sweep_leaves_a_table_outcomes_and_provenance(undisturbed: SweepResult
     assert all(table["knob"][1:].str.contains("="))
     assert set(table["weights"]) == {weights.name}
     assert (table[["images_per_s", "latency_ms"]] > 0).all().all()
-    assert sorted(f"{point}.csv" for point in table["point"]) == sorted(
+    assert sorted(f"{point}.csv.gz" for point in table["point"]) == sorted(
         path.name for path in (folder / "outcomes").iterdir()
     )
     assert not (folder / "journal.jsonl").exists()
@@ -156,7 +157,7 @@ def test_accuracies_are_those_of_the_logits(undisturbed: SweepResult, weights: P
         order = np.argsort(-logits, axis=1, kind="stable")
         assert row["top1"] == pytest.approx(100 * np.mean(order[:, 0] == labels), abs=1e-3)
         assert row["top5"] == pytest.approx(100 * np.mean((order[:, :5] == labels[:, None]).any(1)), abs=1e-3)
-        outcomes = pd.read_csv(undisturbed.path / "outcomes" / f"{row['point']}.csv")
+        outcomes = pd.read_csv(undisturbed.path / "outcomes" / f"{row['point']}.csv.gz")
         assert outcomes["image"].tolist() == [images.paths[i] for i in chosen]
         assert outcomes["label"].tolist() == labels.tolist()
         assert outcomes["prediction"].tolist() == order[:, 0].tolist()
@@ -189,7 +190,7 @@ def test_intervals_are_wilsons(hits: int, n: int) -> None:
 
 def test_intervals_of_the_table_belong_to_its_outcomes(undisturbed: SweepResult) -> None:
     for row in undisturbed.table.to_dict("records"):
-        outcomes = pd.read_csv(undisturbed.path / "outcomes" / f"{row['point']}.csv")
+        outcomes = pd.read_csv(undisturbed.path / "outcomes" / f"{row['point']}.csv.gz")
         hits = int((outcomes["prediction"] == outcomes["label"]).sum())
         assert (outcomes["rank"] == 0).sum() == hits
         assert row["top1"] == pytest.approx(100 * hits / 6, abs=1e-3)
@@ -210,7 +211,7 @@ def test_ranks_and_predictions_of_ties_go_to_the_lower_class() -> None:
 def test_seeds_of_random_differ(undisturbed: SweepResult) -> None:
     first, second = undisturbed.table[undisturbed.table["method"] == "random"]["point"]
     files = outcome_files(undisturbed.path)
-    assert files[f"outcomes/{first}.csv"] != files[f"outcomes/{second}.csv"]
+    assert files[f"outcomes/{first}.csv.gz"] != files[f"outcomes/{second}.csv.gz"]
 
 
 def test_results_do_not_depend_on_the_batch_size(undisturbed: SweepResult, weights: Path, tmp_path: Path) -> None:
@@ -235,6 +236,55 @@ def test_an_unreachable_point_is_a_row_with_its_reason(weights: Path, tmp_path: 
     assert rows["top1"].isna().tolist() == [False, True, False]
     assert rows.loc["dhtm", "status"] == "ok"
     assert result.failures == {}
+
+
+def test_methods_that_are_not_here_are_rows_with_their_reason(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "methods", lambda: ["dhtm", "not_written"])
+    result = run(tmp_path / "out", weights, methods=["dhtm", "not_written"])
+    assert result.table["status"].tolist() == ["ok", "ok", "missing"]
+    row = result.table.to_dict("records")[-1]
+    assert (row["method"], row["reason"]) == ("not_written", "not here yet, it must be trained first")
+    assert pd.isna(row["top1"])
+    assert not result.failures
+
+
+def test_preprocessing_can_be_changed_and_is_recorded(
+    rgb_weights: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[str, Any] = {"models": [TINY_RGB], "dataset": str(image_folder), "methods": ["dhtm"]}
+    run(tmp_path / "out", rgb_weights, **chosen)
+    with pytest.raises(InputError, match=r"holds another experiment \(preprocessing was .*crop_pct.*0.5"):
+        run(tmp_path / "out", rgb_weights, **chosen, crop_pct=0.5)
+    run(tmp_path / "cropped", rgb_weights, **chosen, crop_pct=0.5, interpolation="bilinear")
+    used = [
+        json.loads((tmp_path / folder / "provenance.json").read_text())["models"][TINY_RGB]["preprocessing"]
+        for folder in ("out", "cropped")
+    ]
+    assert [(p["crop_pct"], p["interpolation"]) for p in used] == [(1.0, "bicubic"), (0.5, "bilinear")]
+    with pytest.raises(InputError, match="bicubik"):
+        run(tmp_path / "bad", rgb_weights, **chosen, interpolation="bicubik")
+
+
+def test_images_of_another_size(rgb_weights: Path, image_folder: Path, tmp_path: Path) -> None:
+    """Position embeddings are resampled, and the budget is that of the larger model."""
+    result = run(
+        tmp_path / "out",
+        rgb_weights,
+        models=[TINY_RGB],
+        dataset=str(image_folder),
+        methods=["dhtm"],
+        budgets=[0.7],
+        img_size=56,
+    )
+    assert result.table["tokens_per_block"][0].split()[0] == str(14 * 14 + 1)
+    assert result.table["reduction"][1] == pytest.approx(0.3, abs=0.005)
+
+
+def test_an_experiment_without_images_asks_for_them(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leaves the choice of images to you; name them with --dataset"):
+        run(tmp_path / "out", weights, dataset=None)
 
 
 def test_budgets_that_nobody_reaches_are_refused_before_anything_is_written(weights: Path, tmp_path: Path) -> None:
@@ -314,7 +364,7 @@ def rgb(out: Path, weights: Path, folder: Path, reporter: Recorder | None = None
 
 def test_a_class_folder_maps_to_imagenet_classes(rgb_weights: Path, image_folder: Path, tmp_path: Path) -> None:
     result = rgb(tmp_path / "out", rgb_weights, image_folder)
-    outcomes = pd.read_csv(result.path / "outcomes" / f"{result.table['point'][0]}.csv")
+    outcomes = pd.read_csv(result.path / "outcomes" / f"{result.table['point'][0]}.csv.gz")
     assert outcomes["label"].tolist() == [0, 0, 1, 1, 217, 217]
     assert outcomes["image"].tolist()[0] == "n01440764/0.png"
 

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokenmerge_bench.errors import CountingError, InputError
+from tokenmerge_bench.flags import Comparison, Folders, Images, Plugins, Running, split_list, split_numbers, with_flags
+
+if TYPE_CHECKING:
+    from tokenmerge_bench.experiment import Experiment
+
+PAPER_MODELS = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -18,22 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Methods = Annotated[
-    str | None,
-    typer.Option(help="Methods, comma-separated, with options: dhtm,tome or dhtm:connectivity=4:averaging=plain."),
-]
-Models = Annotated[str | None, typer.Option(help="timm models, comma-separated.")]
-Budgets = Annotated[str | None, typer.Option(help="Fractions of the unreduced FLOPs to keep: 0.9,0.7,0.5.")]
-Gflops = Annotated[str | None, typer.Option(help="Absolute budgets in GFLOPs per image: 3.26,2.9.")]
-K = Annotated[str | None, typer.Option("--k", help="Merges per layer (dhtm, lotm, random): 0,10,20 or 41/41/40.")]
-R = Annotated[str | None, typer.Option("--r", help="Tokens removed per block (tome): 8,13.")]
-KeepRate = Annotated[str | None, typer.Option(help="Keep rate per stage (dpc_knn, k_medoids): 0.9,0.7.")]
-Layers = Annotated[str | None, typer.Option(help="Blocks that reduce, from 0: 3/6/10 or all.")]
-ExperimentOption = Annotated[
-    str, typer.Option("--experiment", help="A shipped experiment or a TOML file; the other flags override it.")
-]
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with a method of your own.")]
 
 
 class Listing(str, Enum):
@@ -69,33 +60,14 @@ def _root(
 
 
 @app.command()
+@with_flags
 def sweep(
-    experiment_: ExperimentOption = "demo",
-    methods: Methods = None,
-    models: Models = None,
-    weights: Annotated[
-        list[str] | None, typer.Option(help="Weights: FILE, or MODEL=FILE for one of several models. Repeatable.")
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="'demo', or a folder of ImageNet class folders (WordNet ids).")
-    ] = None,
-    budgets: Budgets = None,
-    gflops: Gflops = None,
-    k: K = None,
-    r: R = None,
-    keep_rate: KeepRate = None,
-    layers: Layers = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Images, drawn the same number of each class; 0: all of them.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs of every method that draws random numbers.")] = None,
-    seed: Annotated[int | None, typer.Option(help="First seed, also of the choice of images.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per batch.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Results folder; by default a new one under results/.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier sweep left in the folder.")] = False,
+    comparison: Comparison,
+    images: Images,
+    running: Running,
+    experiment: Annotated[
+        str, typer.Option(help="A shipped experiment or a TOML file; the other flags override it.")
+    ] = "demo",
     plugin: Plugins = None,
 ) -> None:
     """Evaluate methods over FLOPs budgets; without arguments, the embedded benchmark.
@@ -106,49 +78,48 @@ def sweep(
     [bold]tmbench sweep --models deit_tiny_patch16_224 --weights deit_tiny.safetensors --dataset imagenet/val
     --methods dhtm,random --k 0,40,56 --limit 5000[/bold]
     """
-    _load_plugins(plugin)
+    _run_experiment(experiment, comparison, images, running, plugin)
+
+
+@app.command()
+@with_flags
+def run(
+    experiment: Annotated[str, typer.Argument(help="A shipped experiment (`list experiments`) or a TOML file.")],
+    comparison: Comparison,
+    images: Images,
+    running: Running,
+    plugin: Plugins = None,
+) -> None:
+    """Run an experiment, such as a table or a figure of the DHTM paper; flags override what its file says.
+
+    [bold]tmbench run table1 --dataset imagenet/val --device cuda[/bold]
+    [bold]tmbench run table2 --dataset demo[/bold]
+    """
+    _run_experiment(experiment, comparison, images, running, plugin)
+
+
+def _run_experiment(
+    name: str, comparison: Comparison, images: Images, running: Running, plugins: list[Path] | None
+) -> None:
+    _load_plugins(plugins)
     from tokenmerge_bench.display import errors, reasons, reporter, results_table
-    from tokenmerge_bench.experiment import load_experiment
-    from tokenmerge_bench.figures.accuracy_flops import save
-    from tokenmerge_bench.models import DEMO_MODEL
-    from tokenmerge_bench.store import read_results
+    from tokenmerge_bench.products import check_names, figure_names, make, table_names
+    from tokenmerge_bench.results import open_results
     from tokenmerge_bench.sweep import run_sweep
 
-    if dataset not in (None, "demo") and models is None:
-        raise InputError(f"--dataset {dataset} needs to know the model; name one with --models.")
-    own_data = dataset not in (None, "demo")
-    experiment = load_experiment(
-        experiment_,
-        methods=_list(methods),
-        models=_list(models),
-        dataset=dataset,
-        budgets=_numbers(budgets, "--budgets"),
-        gflops=_numbers(gflops, "--gflops"),
-        k=_list(k),
-        r=_list(r),
-        keep_rate=_list(keep_rate),
-        layers=layers,
-        seeds=seeds,
-        seed=seed,
-        batch_size=batch_size,
-        dtype=dtype,
-    )
-    if limit is not None and limit < 0:
-        raise InputError(f"--limit {limit} is negative; give a number of images, or 0 for all of them.")
-    # The embedded benchmark evaluates a subset by default; somebody's own images are all meant.
-    chosen = limit if limit is not None else (None if own_data else experiment.limit)
-    experiment = experiment.model_copy(update={"limit": chosen or None})
-    files = _weights(weights or [], experiment.models, DEMO_MODEL)
+    experiment = _experiment(name, comparison, images, running)
+    check_names(experiment.shows, [*table_names(), *figure_names()], "table or figure")
+    files = running.weight_files(experiment.models)
     with reporter() as told:
         try:
             result = run_sweep(
                 experiment,
-                name=Path(experiment_).stem,
+                name=Path(name).stem,
                 weights=files,
-                device=device,
-                out=out,
-                fresh=fresh,
-                workers=workers,
+                device=running.device,
+                out=running.out,
+                fresh=running.fresh,
+                workers=running.workers,
                 reporter=told,
             )
         except KeyboardInterrupt:
@@ -160,23 +131,150 @@ def sweep(
     for line in reasons(result.table):
         errors.print(f"tmbench: {line}", markup=False, highlight=False, soft_wrap=True)
     if (result.table["status"] == "ok").any():
-        pictures = save(read_results(result.path), result.path)
         typer.echo(f"table   {result.path / 'results.csv'}")
-        typer.echo(f"figure  {pictures[0]}")
+        _tell(*make(open_results([result.path]), experiment.shows, result.path))
     if result.failures:
         raise typer.Exit(1)
 
 
+def _experiment(name: str, comparison: Comparison, images: Images, running: Running) -> Experiment:
+    """The experiment of a command: the file, then the flags."""
+    from tokenmerge_bench.experiment import load_experiment
+    from tokenmerge_bench.models import DEMO_MODEL
+
+    overrides = {**comparison.overrides(), **images.overrides(), **running.overrides()}
+    demo = load_experiment("demo")
+    if images.dataset == demo.dataset and overrides["models"] is None:
+        overrides["models"] = demo.models
+    elif overrides["models"] == [DEMO_MODEL] and images.dataset is None:
+        overrides["dataset"] = demo.dataset
+    experiment = load_experiment(name, **overrides)
+    own_data = images.dataset not in (None, demo.dataset)
+    if own_data and experiment.models == [DEMO_MODEL]:
+        raise InputError(f"--dataset {images.dataset} needs to know the model; name one with --models.")
+    if images.limit is not None and images.limit < 0:
+        raise InputError(f"--limit {images.limit} is negative; give a number of images, or 0 for all of them.")
+    # The embedded benchmark evaluates a subset unless told otherwise; of somebody's own images all are meant.
+    usual = demo.limit if overrides["dataset"] == demo.dataset else None
+    limit = images.limit if images.limit is not None else (None if own_data else experiment.limit or usual)
+    return experiment.model_copy(update={"limit": limit or None})
+
+
 @app.command()
+def figures(
+    results: Folders = None,
+    only: Annotated[
+        str | None, typer.Option(help="Figures, comma-separated; by default all that can be drawn.")
+    ] = None,
+    formats: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated.")] = "png,svg,pdf",
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default the first results folder.")] = None,
+) -> None:
+    """Draw figures from results folders; no model and no images needed.
+
+    [bold]tmbench figures results/table1[/bold]
+    [bold]tmbench figures results/tiny results/small --only fig4 --formats pdf --out paper/[/bold]
+    """
+    from tokenmerge_bench.products import figure_names
+
+    _products(results, only, figure_names(), out, split_list(formats))
+
+
+@app.command()
+def tables(
+    results: Folders = None,
+    only: Annotated[str | None, typer.Option(help="Tables, comma-separated; by default all that can be made.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; by default the first results folder.")] = None,
+) -> None:
+    """Make tables from results folders as Markdown, CSV and LaTeX, published numbers beside measured ones.
+
+    [bold]tmbench tables results/table1[/bold]
+    """
+    from tokenmerge_bench.products import table_names
+
+    _products(results, only, table_names(), out)
+
+
+def _products(
+    folders: list[Path] | None, only: str | None, known: list[str], out: Path | None, formats: list[str] | None = None
+) -> None:
+    """Makes what was asked for, or all that can be made; what was asked for by name must be possible."""
+    from tokenmerge_bench.products import FORMATS, check_names, make
+    from tokenmerge_bench.results import open_results
+
+    wanted = split_list(only)
+    check_names(wanted or [], known, "table or figure")
+    check_names(formats or [], FORMATS, "format")
+    if out is None and not folders:
+        raise InputError("no results folder was given; name one that `tmbench sweep` or `tmbench run` wrote.")
+    target = out or (folders or [])[0]
+    paths, reasons = make(open_results(folders) if folders else None, wanted or known, target, formats or FORMATS)
+    _tell(paths, reasons)
+    if reasons and (wanted or not paths):
+        raise typer.Exit(2)
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(help="A method with its options, as in the tables, or `none` (unreduced).")],
+    b: Annotated[str, typer.Argument(help="What it is compared with.")],
+    results: Folders = None,
+    at: Annotated[str | None, typer.Option(help="Fractions of the unreduced FLOPs to interpolate both at.")] = None,
+    unequal: Annotated[bool, typer.Option("--unequal", help="Compare budgets more than 1 % apart too.")] = False,
+) -> None:
+    """Decide between two methods, image by image: difference, interval, p-value, and images needed.
+
+    [bold]tmbench compare dhtm tome results/demo[/bold]
+    """
+    from tokenmerge_bench.compare import compare as decide
+    from tokenmerge_bench.display import comparison_tables
+    from tokenmerge_bench.results import open_results
+
+    found = decide(open_results(results or []), a, b, unequal=unequal, at=split_numbers(at, "--at"))
+    console = _stdout()
+    for table in comparison_tables(found):
+        console.print(table)
+    for sentence in found.left_out:
+        sys.stderr.write(f"tmbench: left out: {sentence}\n")
+
+
+@app.command()
+@with_flags
+def audit(
+    images: Images,
+    running: Running,
+    results: Folders = None,
+    models: Annotated[str | None, typer.Option(help="timm models to run the ablations on, comma-separated.")] = None,
+) -> None:
+    """Check the DHTM paper: its FLOPs under every reading, its arithmetic, and the losses of ablations it leaves open.
+
+    Takes results folders of the experiments `placement` and `averaging_attention`, or runs both on --models and
+    --dataset into --out first. Writes reproduction.md and its tables to --out (by default audit/).
+
+    [bold]tmbench audit[/bold]
+    [bold]tmbench audit results/placement results/averaging_attention[/bold]
+    [bold]tmbench audit --models deit_tiny_patch16_224 --dataset imagenet/val --device cuda --out audit/tiny[/bold]
+    """
+    from tokenmerge_bench.audit import audit as check
+    from tokenmerge_bench.audit import write
+    from tokenmerge_bench.results import open_results
+
+    out = running.out or Path("audit")
+    folders = list(results or [])
+    if models is not None:
+        for name in ("placement", "averaging_attention"):
+            folders.append(out / name)
+            within = replace(running, out=folders[-1])
+            _run_experiment(name, Comparison(models=models), images, within, None)
+    elif images.dataset is not None:
+        raise InputError(f"--dataset {images.dataset} needs to know the model; name one with --models.")
+    for path in write(check([open_results([folder]) for folder in folders]), out):
+        typer.echo(f"audit   {path}")
+
+
+@app.command()
+@with_flags
 def flops(
-    models: Models = "deit_tiny_patch16_224,deit_small_patch16_224,deit_base_patch16_224",
-    methods: Methods = None,
-    budgets: Budgets = None,
-    gflops: Gflops = None,
-    k: K = None,
-    r: R = None,
-    keep_rate: KeepRate = None,
-    layers: Layers = None,
+    comparison: Comparison,
     plugin: Plugins = None,
 ) -> None:
     """Show token schedules and FLOPs; needs neither weights nor images.
@@ -187,17 +285,8 @@ def flops(
     from tokenmerge_bench.experiment import load_experiment
     from tokenmerge_bench.listings import flops_table
 
-    experiment = load_experiment(
-        "demo",
-        methods=_list(methods),
-        models=_list(models),
-        budgets=_numbers(budgets, "--budgets"),
-        gflops=_numbers(gflops, "--gflops"),
-        k=_list(k),
-        r=_list(r),
-        keep_rate=_list(keep_rate),
-        layers=layers,
-    )
+    chosen = comparison.overrides()
+    experiment = load_experiment("demo", **{**chosen, "models": chosen["models"] or PAPER_MODELS})
     console = _stdout()
     for model in experiment.models:
         console.print(flops_table(experiment, model))
@@ -256,43 +345,19 @@ def _stdout() -> Any:
     from rich.console import Console
 
     # A pipe has no width of its own; tables are then as wide as they need.
-    return Console() if sys.stdout.isatty() else Console(width=200)
+    return Console() if sys.stdout.isatty() else Console(width=250)
 
 
-def _list(text: str | None) -> list[str] | None:
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    if not parts:
-        raise InputError("an empty list was given; leave the flag out or give comma-separated values.")
-    return parts
-
-
-def _numbers(text: str | None, flag: str) -> list[float] | None:
-    parts = _list(text)
-    if parts is None:
-        return None
-    try:
-        return [float(part) for part in parts]
-    except ValueError:
-        raise InputError(f"{flag} '{text}' are no numbers; write for instance {flag} 0.9,0.7.") from None
-
-
-def _weights(given: list[str], models: list[str], demo_model: str) -> dict[str, Path]:
-    """Weight files by model name, from FILE or MODEL=FILE."""
-    files: dict[str, Path] = {}
-    for text in given:
-        model, sign, file = text.partition("=")
-        if not sign or (model not in models and Path(text).is_file()):  # a path may have an = in it
-            if len(models) > 1:
-                raise InputError(f"--weights {text} does not say for which model; write --weights MODEL={text}.")
-            model, file = models[0], text
-        if model not in models:
-            raise InputError(f"--weights {text} names '{model}', which is not among the models ({', '.join(models)}).")
-        if model in files:
-            raise InputError(f"--weights names two files for '{model}', {files[model]} and {file}; give one.")
-        files[model] = Path(file)
-    return files
+def _tell(paths: list[Path], reasons: dict[str, str]) -> None:
+    """Where the products are, and why others could not be made."""
+    kinds: dict[Path, list[str]] = {}
+    for path in paths:
+        kinds.setdefault(path.with_suffix(""), []).append(path.suffix[1:])
+    for stem, suffixes in kinds.items():
+        what = "table  " if "csv" in suffixes else "figure "
+        typer.echo(f"{what} {stem}.{suffixes[0]}" + (f" (also {', '.join(suffixes[1:])})" if suffixes[1:] else ""))
+    for reason in reasons.values():
+        sys.stderr.write(f"tmbench: {reason}\n")
 
 
 def _load_plugins(paths: list[Path] | None) -> None:

@@ -9,10 +9,13 @@ from typing import Any
 
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tokenmerge_bench.compare import Comparison
 from tokenmerge_bench.points import UNREDUCED
+from tokenmerge_bench.rendering import shown
 from tokenmerge_bench.summary import label, summarise
 
 errors = Console(stderr=True)
@@ -133,8 +136,26 @@ def short_knob(knob: str) -> str:
 def reasons(results: pd.DataFrame) -> list[str]:
     """One line for each point that gave no number, with its reason."""
     bad = results[results["status"] != "ok"]
-    lines = [
-        f"{row.model} {label(str(row.method), row.options)} at {row.budget}: {row.status}, {row.reason}"
-        for row in bad.itertuples()
-    ]
+    lines = []
+    for row in bad.fillna({"budget": ""}).to_dict("records"):
+        at = f" at {row['budget']}" if row["budget"] else ""
+        lines.append(f"{row['model']} {label(row['method'], row['options'])}{at}: {row['status']}, {row['reason']}")
     return list(dict.fromkeys(lines))
+
+
+def comparison_tables(found: Comparison) -> list[Table]:
+    """A comparison of two methods: pair by pair, curve against curve, and at the fractions that were asked for."""
+    frames = {"compare": found.pairs, "curves": found.curves, "at": found.at}
+    return [_shown_table(name, frame) for name, frame in frames.items() if not frame.empty]
+
+
+def _shown_table(name: str, frame: pd.DataFrame) -> Table:
+    content = shown(name, frame)
+    table = Table(title=frame.attrs["caption"], title_justify="left", title_style="")
+    for heading, is_text in zip(content.headings, content.text, strict=True):
+        table.add_column(heading, justify="left" if is_text else "right")
+    for number, cells in enumerate(content.cells):
+        if number in content.starts:
+            table.add_section()
+        table.add_row(*map(escape, cells))
+    return table

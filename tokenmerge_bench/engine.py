@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.budgets import reduce_with
 from tokenmerge_bench.counting import Macs, count
-from tokenmerge_bench.data import Batch
+from tokenmerge_bench.data import Batch, Indices
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.points import Point
 from tokenmerge_bench.reduced_vit import ReducedViT
@@ -56,6 +57,13 @@ class Hardware:
         if self.dtype in (torch.float16, torch.bfloat16):
             return torch.autocast(self.device.type, self.dtype)
         return nullcontext()
+
+    def exact(self) -> AbstractContextManager[None]:
+        """Within it, float32 means float32: cuDNN would otherwise round convolutions to TF32."""
+        flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
+            enabled=torch.backends.cudnn.enabled, allow_tf32=False
+        )
+        return flags
 
     def clock(self) -> float:
         """Seconds, after the device has finished what it was given."""
@@ -101,6 +109,7 @@ def evaluate(
     hardware: Hardware,
     reporter: Reporter,
     failures: dict[str, str],
+    examples: Collection[int] = (),
 ) -> Iterable[BatchOutcomes]:
     """Runs every point on every batch that it has not seen, and yields the outcomes batch by batch.
 
@@ -111,6 +120,7 @@ def evaluate(
         hardware: where to run.
         reporter: told after each point.
         failures: gets the reason of every point that raises; such a point is not run again.
+        examples: images, by index, whose merges are kept for pictures.
     """
     for batch in batches:
         images = batch.pixels.to(hardware.device, non_blocking=True)
@@ -124,6 +134,7 @@ def evaluate(
                 continue
             try:
                 outcomes.points[name] = _run(evaluator, images, labels, ids, hardware)
+                outcomes.points[name].merges = _merges(evaluator.network, batch.indices, examples)
             except Exception as error:
                 failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             reporter.advance(len(batch.labels), name)
@@ -137,7 +148,7 @@ def _run(evaluator: Evaluator, images: Tensor, labels: Tensor, ids: Tensor, hard
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(hardware.device)
     start = hardware.clock()
-    with hardware.precision():
+    with hardware.precision(), hardware.exact():
         network = evaluator.network
         logits = network(images, ids) if isinstance(network, ReducedViT) else network(images)
     seconds = hardware.clock() - start
@@ -146,6 +157,21 @@ def _run(evaluator: Evaluator, images: Tensor, labels: Tensor, ids: Tensor, hard
         raise ArithmeticError("the model gave logits that are not finite")
     memory = torch.cuda.max_memory_allocated(hardware.device) / 2**20 if on_cuda else None
     return PointOutcomes(prediction.tolist(), rank.tolist(), seconds, memory)
+
+
+def _merges(network: nn.Module, indices: Indices, examples: Collection[int]) -> dict[str, list[dict[str, Any]]] | None:
+    """The owner of every grid cell after each reduction of the last forward pass, for the images that are examples."""
+    rows = {int(index): row for row, index in enumerate(indices) if index in examples}
+    if not rows or not isinstance(network, ReducedViT) or not network.assignments:
+        return None
+    found: dict[str, list[dict[str, Any]]] = {str(index): [] for index in rows}
+    source: Assignment | None = None
+    for step, assignment in zip(network.schedule.steps, network.assignments, strict=True):
+        source = assignment if source is None else source.compose(assignment)
+        owner = source.owner()
+        for index, row in rows.items():
+            found[str(index)].append({"block": step.block, "tokens": step.n_out, "owner": owner[row].tolist()})
+    return found
 
 
 def judge(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"], bool]:

@@ -9,26 +9,40 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tokenmerge_bench import published
 from tokenmerge_bench.budgets import Budget
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.options import parse_method
+from tokenmerge_bench.options import MethodSpec, all_options, parse_layers, parse_method
+from tokenmerge_bench.registry import list_methods
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+WAYS = ("budgets", "gflops", "k", "r", "keep_rate")
+"""The ways to give budgets, of which an experiment uses one."""
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 
 
 class Experiment(BaseModel):
-    """A sweep of models x methods x budgets over one image set. Budgets are given in exactly one way."""
+    """A sweep of models x methods x budgets over one image set. Budgets are given in exactly one way.
+
+    `dataset` is None where the experiment leaves the images to the user. `shows` names the tables and figures that are
+    made when it has run, `examples` the number of images whose merges are kept for pictures.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # k = [0, 40]
 
+    title: str = ""
     methods: list[str] = Field(min_length=1)
     models: list[str] = Field(min_length=1)
-    dataset: str
+    dataset: str | None = None
+    data_dir: str | None = None
+    split: str | None = None
+    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    img_size: int | None = Field(default=None, ge=1)
+    interpolation: str | None = None
     budgets: list[float] = []
     gflops: list[float] = []
     k: list[str] = []
@@ -40,17 +54,21 @@ class Experiment(BaseModel):
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=64, ge=1)
     dtype: Dtype = "float32"
+    examples: int = Field(default=0, ge=0)
+    shows: list[str] = ["fig1"]
+
+    @property
+    def preprocessing(self) -> dict[str, Any]:
+        """What replaces entries of the models' own data configs."""
+        given = {"crop_pct": self.crop_pct, "interpolation": self.interpolation}
+        return {key: value for key, value in given.items() if value is not None}
 
     def all_budgets(self) -> list[Budget]:
         """The budgets in the order given, without repetition."""
-        kinds: dict[Any, list[Any]] = {
-            "fraction": self.budgets,
-            "gflops": self.gflops,
-            "k": self.k,
-            "r": self.r,
-            "keep_rate": self.keep_rate,
+        given = {way: getattr(self, way) for way in WAYS}
+        used: dict[Any, list[Any]] = {
+            "fraction" if way == "budgets" else way: values for way, values in given.items() if values
         }
-        used = {kind: values for kind, values in kinds.items() if values}
         if len(used) != 1:
             raise InputError("give budgets in exactly one way: --budgets, --gflops, --k, --r or --keep-rate.")
         ((kind, values),) = used.items()
@@ -61,20 +79,40 @@ class Experiment(BaseModel):
 def load_experiment(name: str, **overrides: Any) -> Experiment:
     """An experiment that ships with the package, by name, or one from a file; overrides that are None do nothing.
 
-    An override of one way to give budgets replaces the budgets of the file, however they were given.
+    An override of one way to give budgets replaces the budgets of the file, however they were given; the methods
+    of the file that cannot follow that way are then left out.
     """
     values = _read(name)
     given = {key: value for key, value in overrides.items() if value is not None}
-    ways = ("budgets", "gflops", "k", "r", "keep_rate")
-    if any(way in given for way in ways):
-        values = {key: value for key, value in values.items() if key not in ways}
+    rebudgeted = any(way in given for way in WAYS)
+    if rebudgeted:
+        values = {key: value for key, value in values.items() if key not in WAYS}
     try:
         experiment = Experiment.model_validate({**values, **given})
     except ValidationError as error:
         raise InputError(_sentence(name, error)) from error
-    if "methods" in given:
-        return experiment
-    return experiment.model_copy(update={"methods": _that_follow(experiment)})
+    if rebudgeted and "methods" not in given:
+        return experiment.model_copy(update={"methods": _that_follow(experiment)})
+    return experiment
+
+
+def available(experiment: Experiment) -> tuple[list[MethodSpec], list[str]]:
+    """The methods of an experiment that can be run, and the names of those of the published tables that cannot yet.
+
+    Raises:
+        InputError: for a name that is neither, or if nothing is left to run.
+    """
+    layers = parse_layers(experiment.layers) if experiment.layers else None
+    missing = [text for text in experiment.methods if _is_missing(text)]
+    specs = [parse_method(text, layers) for text in experiment.methods if text not in missing]
+    if not specs:
+        raise InputError(f"{', '.join(missing)} cannot be run here yet; name other methods (`tmbench list methods`).")
+    return list({(spec.name, all_options(spec)): spec for spec in specs}.values()), list(dict.fromkeys(missing))
+
+
+def _is_missing(text: str) -> bool:
+    name = text.strip().partition(":")[0]
+    return name in published.methods() and name not in list_methods()
 
 
 def _that_follow(experiment: Experiment) -> list[str]:
@@ -82,7 +120,8 @@ def _that_follow(experiment: Experiment) -> list[str]:
     kind = experiment.all_budgets()[0].kind
     if kind in ("fraction", "gflops"):
         return experiment.methods
-    return [text for text in experiment.methods if parse_method(text).build().knob.name == kind]
+    known = [text for text in experiment.methods if not _is_missing(text)]
+    return [text for text in known if parse_method(text).build().knob.name == kind]
 
 
 def shipped() -> list[str]:

@@ -35,6 +35,11 @@ def cell_edges(grid: tuple[int, int], offsets: tuple[tuple[int, int], ...], devi
     return torch.tensor(pairs, dtype=torch.int64, device=device).reshape(-1, 2)
 
 
+def all_pairs(n: int, device: torch.device) -> Int[Tensor, "E 2"]:
+    """Every unordered pair (a < b) of n tokens: the edges where everything touches."""
+    return torch.combinations(torch.arange(n, device=device), 2)
+
+
 def token_edges(cells: Int[Tensor, "B N0"], edges: Int[Tensor, "E 2"]) -> Int[Tensor, "B E 2"]:
     """The cell edges as token edges, lower token first. Inner edges have equal ends; parallel edges repeat."""
     ends = cells[:, edges]

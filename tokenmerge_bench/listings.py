@@ -8,6 +8,7 @@ from rich.table import Table
 
 from tokenmerge_bench.budgets import Solver, Unreachable, reduce_with
 from tokenmerge_bench.counting import count
+from tokenmerge_bench.datasets import dataset_layouts
 from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
 from tokenmerge_bench.models import build_model, list_models
@@ -44,17 +45,18 @@ def models_table() -> Table:
 def datasets_table() -> Table:
     """What `--dataset` takes."""
     table = Table("data set", "what it is")
-    table.add_row("demo", "10,000 test images of Fashion-MNIST, inside the package, for deit_micro_patch2_28")
-    table.add_row("DIR", "a folder with one folder of images per ImageNet class, named by WordNet id (n01440764, ...)")
+    for spec, what in dataset_layouts():
+        table.add_row(spec, what)
     return table
 
 
 def experiments_table() -> Table:
     """The experiments that ship with the package."""
-    table = Table("experiment", "models", "data set", "methods")
+    table = Table("experiment", "what it shows", "models", "methods")
     for name in shipped():
         experiment = load_experiment(name)
-        table.add_row(name, ", ".join(experiment.models), experiment.dataset, ", ".join(experiment.methods))
+        table.add_row(name, experiment.title, ", ".join(experiment.models), ", ".join(experiment.methods))
+    table.caption = "tmbench run NAME --dataset FOLDER; with --dataset demo, on the embedded benchmark"
     return table
 
 

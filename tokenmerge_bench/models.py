@@ -7,6 +7,7 @@ from a local file, or from the Hugging Face hub through timm; nothing here unpic
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.models import build_model_with_cfg, generate_default_cfgs, get_pretrained_cfg, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from tokenmerge_bench.errors import InputError, nearest
@@ -133,9 +134,10 @@ def load_model(
 
     Without `weights` the demo model takes the file shipped in the package and every other model is downloaded
     through timm. `weights` is a `.safetensors` file, or a `.pth`/`.pt`/`.bin` state dict (plain, or under
-    `model` or `state_dict`). A file whose head has another number of classes than the model's default decides
-    that number, unless `num_classes` is given. `model_kwargs` go to `timm.create_model` (a demo model trained
-    wider, say).
+    `model` or `state_dict`, as DeiT and DeiT-III were released). A file whose head has another number of classes than
+    the model's default decides that number, unless `num_classes` is given. `model_kwargs` go to `timm.create_model` (a
+    demo model trained wider, say); with `img_size` among them, position embeddings trained at another size are
+    resampled as timm does it.
 
     Raises InputError for an unknown name, a missing or unsafe file, weights of another architecture, no
     network.
@@ -159,8 +161,13 @@ def load_model(
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:
-    """timm's data config of a model: `input_size` (C, H, W), `mean`, `std`, `crop_pct` and the rest."""
-    return dict(resolve_model_data_config(model))
+    """timm's data config of a model: `input_size` (C, H, W), `mean`, `std`, `crop_pct` and the rest.
+
+    The input size is the one that the model was built for, where timm tells that of its weights.
+    """
+    config = dict(resolve_model_data_config(model))
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return {**config, "input_size": (config["input_size"][0], *size)} if size else config
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -205,21 +212,53 @@ def _from_hub(name: str, num_classes: int | None, kwargs: dict[str, Any]) -> nn.
     except Exception as error:  # the hub client, urllib and timm each fail with types of their own
         raise InputError(
             f"the weights of '{name}' could not be downloaded from the hub ('{_hub_id(name)}'; "
-            f"{type(error).__name__}: {_first_line(error)}): pass a local file by --weights "
-            f"FILE.safetensors or --weights {name}=FILE.safetensors"
+            f"{type(error).__name__}: {_first_line(error)}): fetch {_file_url(name)} where there is a network and "
+            f"pass it by --weights FILE.safetensors or --weights {name}=FILE.safetensors"
         ) from error
     return model
 
 
+def _file_url(name: str) -> str:
+    """Where a browser finds the weights of a model."""
+    cfg = get_pretrained_cfg(name)
+    if cfg is not None and cfg.hf_hub_id:
+        return f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"
+    return str((cfg and cfg.url) or "its weights")
+
+
 def _from_file(name: str, path: Path, num_classes: int | None, kwargs: dict[str, Any]) -> nn.Module:
-    state = read_weights(path)
+    state = _as_timm_names_them(read_weights(path))
     classes = num_classes if num_classes is not None else _head_classes(name, state)
     model = build_model(name, **kwargs, **({} if classes is None else {"num_classes": classes}))
+    if "img_size" in kwargs:
+        state = _resampled(state, model, path)
     problem = _mismatch(model.state_dict(), state)
     if problem:
         raise InputError(f"'{path}' holds weights of another architecture than '{name}': {problem}; pass its own")
     model.load_state_dict(state, strict=True)
     return model
+
+
+def _as_timm_names_them(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict with DeiT-III's own names of the LayerScale factors replaced by timm's."""
+    return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): tensor for key, tensor in state.items()}
+
+
+def _resampled(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """The state dict with its position embeddings resampled by timm to the grid of the model; nothing else changes."""
+    wanted, found = model.state_dict().get("pos_embed"), state.get("pos_embed")
+    # What resampling cannot mend is left for the strict comparison to report.
+    if wanted is None or found is None or found.ndim != 3 or found.shape[2] != wanted.shape[2]:
+        return state
+    names = ("pos_embed", "patch_embed.proj.weight")  # the patch size tells which grid was trained
+    part = {key: state[key] for key in names if key in state}
+    try:
+        return {**state, "pos_embed": checkpoint_filter_fn(part, model)["pos_embed"]}
+    except RuntimeError as error:  # torch's, of a grid that is empty or, in the file, not square
+        raise InputError(
+            f"the position embeddings in '{path}' ({_size(found)}) cannot be resampled for {_size(wanted)}: give an "
+            "--img-size of at least one patch, and weights trained on square images"
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
     sweep.json        format, the evaluation (data, subset, precision, ...) and the points the folder is for
     journal.jsonl     outcomes of each finished batch, appended as the sweep runs; gone when everything is done
     records/ID.json   one finished point: a row of results.csv
-    outcomes/ID.csv   its per-image outcomes: image, label, prediction, rank of the true class (0: top-1 right)
+    outcomes/ID.csv.gz  its per-image outcomes: image, label, prediction, rank of the true class (0: top-1 right)
     results.csv       all points, made from the records
     provenance.json   versions, hardware, command, fingerprints
-    accuracy_flops.*  the figure
+    examples/         merges on example images (ID.json) and these images as the model sees them, where asked for
+    fig1.*, ...       tables and figures
 
 Every file but the journal is written to a temporary name and renamed, so a file that is there is whole. The
 journal's last line may be torn by a kill; it is then dropped and its batch evaluated again.
@@ -15,7 +16,7 @@ journal's last line may be torn by a kill; it is then dropped and its batch eval
 from __future__ import annotations
 
 import contextlib
-import io
+import gzip
 import json
 import os
 import shutil
@@ -28,7 +29,8 @@ import pandas as pd
 
 from tokenmerge_bench.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+"""1 had outcomes without compression, and no record of preprocessing and examples."""
 COLUMNS = (
     "experiment", "model", "weights", "dataset", "n_images", "method", "options", "trained", "budget", "knob",
     "top1", "top1_low", "top1_high", "top5", "gflops", "gflops_reducer", "reduction", "tokens_per_block",
@@ -48,6 +50,8 @@ class PointOutcomes:
     """Number of classes scored above the true one; 0 is a top-1 hit, below 5 a top-5 hit."""
     seconds: float
     peak_memory_mb: float | None = None
+    merges: dict[str, list[dict[str, Any]]] | None = None
+    """Of example images, by index: block, number of tokens and owner of every grid cell after each reduction."""
 
 
 @dataclass
@@ -169,9 +173,10 @@ class ResultFolder:
     def _clear(self) -> None:
         for name in ("journal.jsonl", "results.csv", "provenance.json"):  # the manifest is replaced, never missing
             (self.path / name).unlink(missing_ok=True)
-        for figure in self.path.glob("accuracy_flops.*"):
-            figure.unlink()
-        for name in ("records", "outcomes"):
+        for product in ("accuracy_flops.*", "fig[0-9].*", "table[0-9].*", "results_table.*"):
+            for file in self.path.glob(product):
+                file.unlink()
+        for name in ("records", "outcomes", "examples"):
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def is_done(self, point: str) -> bool:
@@ -197,11 +202,15 @@ class ResultFolder:
             values["points"] = {key: PointOutcomes(**value) for key, value in values["points"].items()}
             yield BatchOutcomes(**values)
 
-    def finish_point(self, point: str, record: Mapping[str, Any], outcomes: pd.DataFrame) -> None:
-        """Writes the per-image outcomes of a point and then its record, which marks it as done."""
-        buffer = io.StringIO()
-        outcomes.to_csv(buffer, index=False, lineterminator="\n")
-        write_text(self.path / "outcomes" / f"{point}.csv", buffer.getvalue())
+    def finish_point(
+        self, point: str, record: Mapping[str, Any], outcomes: pd.DataFrame, examples: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """Writes the per-image outcomes of a point, its examples, and then its record, which marks it as done."""
+        text = outcomes.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")
+        # Without a time stamp, the same outcomes are the same file.
+        write_bytes(self.path / "outcomes" / f"{point}.csv.gz", gzip.compress(text, mtime=0))
+        if examples:
+            write_text(self.path / "examples" / f"{point}.json", json.dumps(list(examples)) + "\n")
         write_text(self.path / "records" / f"{point}.json", json.dumps(dict(record), indent=1) + "\n")
 
     def record(self, point: str) -> dict[str, Any]:
@@ -212,9 +221,7 @@ class ResultFolder:
     def write_results(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         """Writes results.csv, one row per point in the order given, and returns it."""
         table = pd.DataFrame([{column: row.get(column) for column in COLUMNS} for row in rows], columns=list(COLUMNS))
-        buffer = io.StringIO()
-        table.to_csv(buffer, index=False, lineterminator="\n")
-        write_text(self.path / "results.csv", buffer.getvalue())
+        write_text(self.path / "results.csv", table.to_csv(index=False, lineterminator="\n"))
         return table
 
     def drop_journal(self) -> None:
@@ -235,12 +242,23 @@ def read_results(path: Path) -> pd.DataFrame:
     return pd.read_csv(file, dtype=dict.fromkeys(text_columns, str), keep_default_na=False, na_values=[""])
 
 
+def outcomes_file(path: Path, point: str) -> Path | None:
+    """The file of a point's per-image outcomes in a results folder; None if there is none."""
+    files = (path / "outcomes" / f"{point}{suffix}" for suffix in (".csv.gz", ".csv"))  # .csv: format 1
+    return next((file for file in files if file.is_file()), None)
+
+
 def write_text(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file that is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+        temporary.write_bytes(content)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,17 +17,20 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
+from torchvision.transforms.functional import to_pil_image
 
-from tokenmerge_bench.data import ImageSet, Indices, eval_transform, iter_batches, open_dataset, subset
+from tokenmerge_bench.data import ImageSet, Indices, Transform, eval_transform, iter_batches, subset
+from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, open_device, prepare
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.experiment import Experiment
+from tokenmerge_bench.experiment import Experiment, available
 from tokenmerge_bench.models import LoadedModel, load_model
-from tokenmerge_bench.options import MethodSpec, all_options, parse_layers, parse_method
+from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.points import UNREDUCED, Point, plan
 from tokenmerge_bench.provenance import device_name, provenance, version
+from tokenmerge_bench.reduced_vit import geometry
 from tokenmerge_bench.statistics import wilson_interval
-from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_text
+from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
 
 
 @dataclass
@@ -44,7 +48,10 @@ class _Job:
     """One model with its points and what is known of them."""
 
     loaded: LoadedModel
+    transform: Transform
     points: list[Point]
+    missing: list[str]
+    """Methods of the experiment that cannot be run here."""
     done: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -76,17 +83,20 @@ def run_sweep(
     """
     if workers < 0:
         raise InputError(f"--workers {workers} is negative; give 0 to decode images in this process, or more.")
-    layers = parse_layers(experiment.layers) if experiment.layers else None
-    specs = [parse_method(text, layers) for text in experiment.methods]
-    methods = list({(spec.name, all_options(spec)): spec for spec in specs}.values())
+    methods, missing = available(experiment)
     budgets = experiment.all_budgets()
     hardware = Hardware(open_device(device), getattr(torch, experiment.dtype))
-    images = open_dataset(experiment.dataset)
+    if experiment.dataset is None:
+        raise InputError(f"experiment '{name}' leaves the choice of images to you; name them with --dataset.")
+    data_dir = Path(experiment.data_dir) if experiment.data_dir else None
+    images = open_dataset(experiment.dataset, data_dir, experiment.split)
     chosen = subset(images, experiment.limit, experiment.seed)
     jobs = []
     for model in dict.fromkeys(experiment.models):
-        loaded = _load(model, (weights or {}).get(model), hardware, images)
-        jobs.append(_Job(loaded, plan(loaded, methods, budgets, experiment.seeds, experiment.seed)))
+        loaded = _load(model, (weights or {}).get(model), experiment, hardware, images)
+        transform = eval_transform(loaded.data_config, **experiment.preprocessing)
+        planned = plan(loaded, methods, budgets, experiment.seeds, experiment.seed)
+        jobs.append(_Job(loaded, transform, planned, missing))
 
     evaluation = _evaluation(experiment, methods, images, chosen, hardware)
     points = {point.id: _describe(point) for job in jobs for point in job.points}
@@ -126,7 +136,7 @@ class _Run:
         self._announce(jobs, journal)
         for job in jobs:
             self._evaluate(job, [batch for batch in journal if batch.model == job.loaded.name], workers)
-        rows = [self._row(job, point) for job in jobs for point in job.points]
+        rows = [row for job in jobs for row in self._rows(job)]
         table = self.folder.write_results(rows)
         # Points of an earlier run remember theirs; its journal is gone.
         self.unreadable = sorted({name for row in rows for name in row.get("unreadable", [])}.union(self.unreadable))
@@ -172,11 +182,11 @@ class _Run:
             except Exception as error:
                 self.failures[point.id] = f"{type(error).__name__}: {error}".splitlines()[0]
         if evaluators:
-            transform = eval_transform(job.loaded.data_config)
             size = self.experiment.batch_size
             complete = {chunk for chunk, points in job.done.items() if points.issuperset(evaluators)}
-            batches = iter_batches(self.images, self.chosen, transform, size, workers, complete)
-            outcomes = evaluate(evaluators, batches, job.done, self.hardware, self.reporter, self.failures)
+            batches = iter_batches(self.images, self.chosen, job.transform, size, workers, complete)
+            examples = self.chosen[: self.experiment.examples].tolist()
+            outcomes = evaluate(evaluators, batches, job.done, self.hardware, self.reporter, self.failures, examples)
             for batch in outcomes:
                 batch.model = job.loaded.name
                 self.folder.append(batch)
@@ -236,22 +246,47 @@ class _Run:
             "peak_memory_mb": round(max(memory), 1) if memory else None,
             "unreadable": sorted({name for batch in batches for name in batch.unreadable}),
         }
-        self.folder.finish_point(point.id, record, table)
+        merges = {int(index): sites for o in outcomes if o.merges for index, sites in o.merges.items()}
+        self.folder.finish_point(point.id, record, table, [self._example(job, i, merges[i]) for i in sorted(merges)])
 
-    def _row(self, job: _Job, point: Point) -> dict[str, Any]:
-        """A point's row of results.csv."""
-        row: dict[str, Any] = {
+    def _example(self, job: _Job, index: int, sites: list[dict[str, Any]]) -> dict[str, Any]:
+        """Describes the merges of an example image, whose picture is written beside it."""
+        name = f"{job.loaded.name}-{self.images.ids[index]}.png"
+        picture = self.folder.path / "examples" / name
+        if not picture.exists():
+            config = job.loaded.data_config
+            plain = {**config, "mean": (0.0,) * len(config["mean"]), "std": (1.0,) * len(config["std"])}
+            buffer = io.BytesIO()
+            to_pil_image(eval_transform(plain)(self.images.load(index))).save(buffer, "PNG")
+            write_bytes(picture, buffer.getvalue())
+        grid = geometry(job.loaded.model).grid
+        return {"image": self.images.paths[index], "picture": name, "grid": grid, "sites": sites}
+
+    def _rows(self, job: _Job) -> list[dict[str, Any]]:
+        """A model's rows of results.csv: its points, and the methods that are missing."""
+        shared = {
             "experiment": self.name,
-            "model": point.model,
-            "weights": point.weights,
+            "model": job.loaded.name,
+            "weights": job.loaded.weights,
             "dataset": self.images.name,
-            "method": UNREDUCED if point.method is None else point.method.name,
-            "options": "" if point.method is None else point.method.changed,
             "trained": "no",
-            "budget": point.budget.recorded,
-            "seed": point.seed,
             "device": self.hardware.device.type,
             "dtype": self.experiment.dtype,
+        }
+        rows = [{**shared, **self._row(point)} for point in job.points]
+        for name in job.missing:
+            point, reason = f"{job.loaded.name}-{name}-missing", "not here yet, it must be trained first"
+            rows.append({**shared, "method": name, "options": "", "budget": "", "status": "missing", "reason": reason})
+            rows[-1]["point"] = point
+        return rows
+
+    def _row(self, point: Point) -> dict[str, Any]:
+        """What a point's row says of the point itself."""
+        row: dict[str, Any] = {
+            "method": UNREDUCED if point.method is None else point.method.name,
+            "options": "" if point.method is None else point.method.changed,
+            "budget": point.budget.recorded,
+            "seed": point.seed,
             "point": point.id,
         }
         if point.solution is None:
@@ -263,16 +298,20 @@ class _Run:
         return {**row, **self.folder.record(point.id), "status": "ok"}
 
 
-def _load(model: str, weights: Path | None, hardware: Hardware, images: ImageSet) -> LoadedModel:
+def _load(
+    model: str, weights: Path | None, experiment: Experiment, hardware: Hardware, images: ImageSet
+) -> LoadedModel:
+    """A model for these images, its data config with what the experiment changes in it."""
     dtype = torch.float64 if hardware.dtype == torch.float64 else torch.float32
-    loaded = load_model(model, weights, device=hardware.device, dtype=dtype)
+    shape = {"img_size": experiment.img_size} if experiment.img_size else {}
+    loaded = load_model(model, weights, device=hardware.device, dtype=dtype, model_kwargs=shape)
     classes = loaded.model.num_classes
     if classes != images.classes:
         raise InputError(
             f"model '{model}' distinguishes {classes} classes but data set '{images.name}' has {images.classes}; give "
             "a model trained on these classes (--models, --weights) or its data set (--dataset)."
         )
-    return loaded
+    return replace(loaded, data_config={**loaded.data_config, **experiment.preprocessing})
 
 
 def _evaluation(
@@ -284,6 +323,8 @@ def _evaluation(
         "version": version(),
         "dataset": f"{images.name} {images.fingerprint}",
         "subset": f"{len(chosen)} images {_digest(images.ids[chosen])}",
+        "preprocessing": json.dumps({**experiment.preprocessing, "img_size": experiment.img_size}, sort_keys=True),
+        "examples": experiment.examples,
         "batch size": experiment.batch_size,
         "dtype": experiment.dtype,
         "device": device_name(hardware.device),

@@ -243,18 +243,18 @@ def compare(kind: str, grid: tuple[int, int], merged: int, share: float, seed: i
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean", "manhattan", "kl", "kl_forward"])
-@pytest.mark.parametrize("connectivity", [4, 8])
+@pytest.mark.parametrize("connectivity", [4, 8, "any"])
 @pytest.mark.parametrize("averaging", ["size", "plain"])
 @pytest.mark.parametrize("kind", ["random", "smooth"])
-def test_equals_the_naive_reference(similarity: str, connectivity: int, averaging: str, kind: str) -> None:
+def test_equals_the_naive_reference(similarity: str, connectivity: int | str, averaging: str, kind: str) -> None:
     for seed, (grid, merged) in enumerate(GRIDS):
         options = {"similarity": similarity, "connectivity": connectivity, "averaging": averaging}
         compare(kind, grid, merged, 0.7 if seed % 2 else 1.0, seed, **options)
 
 
 @pytest.mark.parametrize("similarity", ["euclidean", "manhattan"])
-@pytest.mark.parametrize("connectivity", [4, 8])
-def test_equals_the_naive_reference_where_many_scores_tie(similarity: str, connectivity: int) -> None:
+@pytest.mark.parametrize("connectivity", [4, 8, "any"])
+def test_equals_the_naive_reference_where_many_scores_tie(similarity: str, connectivity: int | str) -> None:
     # Small integers and halving keep every score exact, so that ties are ties in both.
     for seed, (grid, merged) in enumerate(GRIDS * 3):
         options = {"similarity": similarity, "connectivity": connectivity, "averaging": "plain"}

@@ -24,6 +24,7 @@ VARIANTS: dict[str, list[Options]] = {
         {"averaging": "plain", "similarity": "euclidean"},
         {"similarity": "kl", "connectivity": 4},
         {"similarity": "kl_forward"},
+        {"connectivity": "any"},
         {"similarity": "manhattan", "prop_attn": False},
         {"feature": "keys"},
         {"feature": "attn_out", "position": "post"},

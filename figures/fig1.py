@@ -1,0 +1,137 @@
+"""Figure 1: accuracy against FLOPs. One panel per model, one line per method, with 95 % intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from tokenmerge_bench.figures import reported, style
+from tokenmerge_bench.figures.style import GREY, SMALL, Legend, Look
+from tokenmerge_bench.points import UNREDUCED
+from tokenmerge_bench.results import Results
+
+CAPTION = (
+    "Top-1 accuracy against FLOPs (multiply-accumulates) of token-reduction methods on the same images, bands are 95 % "
+    "intervals; hollow markers are published results, drawn at the measured accuracy of the unreduced model minus the "
+    "drop that was reported."
+)
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Marked where the budgets themselves are no fractions of the FLOPs."""
+
+
+def obstacle(results: Results) -> str | None:
+    """Why the figure cannot be drawn, in one sentence; None if it can."""
+    if (results.summary["status"] == "ok").any():
+        return None
+    return (
+        "fig1 needs a finished point, and all of these results are failed, unreachable or missing; run the sweep again."
+    )
+
+
+def draw(results: Results) -> Figure:
+    """Accuracy against FLOPs of every finished setting.
+
+    Args:
+        results: with at least one finished point (see `obstacle`).
+    """
+    rows = results.summary
+    looks = style.looks(results)
+    models = list(dict.fromkeys(rows.loc[rows["status"] == "ok", "model"]))
+    legend: Legend = {"off the shelf": {}, "trained": {}, "reference": {}}
+    with style.paper():
+        figure, axes = style.panels(models, height=2.9)
+        for model, ax in axes.items():
+            ax.set_xmargin(0.08)
+            of_model = rows[rows["model"] == model]
+            unreduced = results.unreduced(model)
+            draw_methods(ax, of_model, looks, legend)
+            if unreduced is not None:
+                mark_unreduced(ax, unreduced, legend)
+                draw_reported(ax, of_model, unreduced, looks, legend)
+                mark_reductions(ax, of_model, unreduced["gflops"])
+            ax.set_xlabel(style.GFLOPS)
+            style.name_panel(ax, of_model)
+        style.legend_below(figure, legend)
+    return figure
+
+
+def draw_methods(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], legend: Legend) -> None:
+    """A line and a band for each method; solid for those off the shelf, dashed for those trained with reduction."""
+    finished = rows[(rows["status"] == "ok") & (rows["method"] != UNREDUCED)]
+    for label, trained in finished[["label", "trained"]].drop_duplicates().itertuples(index=False):
+        line = finished[(finished["label"] == label) & (finished["trained"] == trained)].sort_values("gflops")
+        look = looks[label]
+        (drawn,) = ax.plot(
+            line["gflops"],
+            line["top1"],
+            color=look.colour,
+            marker=look.marker,
+            markeredgecolor="white",
+            markeredgewidth=0.3,
+            linestyle="--" if trained == "yes" else "-",
+            label=label,
+        )
+        ax.fill_between(line["gflops"], line["top1_low"], line["top1_high"], color=look.colour, alpha=0.1, linewidth=0)
+        legend[heading(trained)][label] = drawn
+        legend["reference"].setdefault("95 % interval", Patch(color=GREY, alpha=0.2, linewidth=0))
+
+
+def heading(trained: str) -> str:
+    """Where a method stands in the legend."""
+    return "trained" if trained == "yes" else "off the shelf"
+
+
+def mark_unreduced(ax: Axes, unreduced: dict[Any, Any], legend: Legend) -> None:
+    """The unreduced model as a star with a level line, and its FLOPs as the unit of a second axis."""
+    gflops = unreduced["gflops"]
+    legend["reference"]["unreduced model"] = style.mark_unreduced(ax, gflops, unreduced["top1"])
+    top = ax.secondary_xaxis("top", functions=(lambda x: x / gflops, lambda x: x * gflops))
+    top.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
+    top.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    top.set_xlabel("of the unreduced FLOPs")
+
+
+def draw_reported(
+    ax: Axes,
+    rows: pd.DataFrame,
+    unreduced: dict[Any, Any],
+    looks: dict[str, Look],
+    legend: Legend,
+) -> None:
+    """Published results of the methods that the experiment names, also of those that could not be run."""
+    points = reported.drops(rows["model"].iloc[0])
+    for point in points[points["method"].isin(rows["label"])].to_dict("records"):
+        method, hollow = point["method"], style.hollow(looks[point["method"]])
+        ax.plot(point["gflops"], unreduced["top1"] - point["drop"], **hollow, label=f"{method}, reported")
+        legend[heading(point["trained"])].setdefault(method, Line2D([], [], **hollow))
+        legend["reference"][reported.LEGEND] = reported.key()
+
+
+def mark_reductions(ax: Axes, rows: pd.DataFrame, unreduced: float) -> None:
+    """Dotted lines where FLOPs were to be saved, with room for their labels below the data."""
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.1 * (high - low), high)
+    finished = rows[rows["status"] == "ok"]
+    budgets = pd.to_numeric(finished["budget"], errors="coerce")  # k=40 and 3.26 GFLOPs are no numbers
+    lowest = finished["gflops"].min() / unreduced
+    fractions = sorted(budgets[budgets < 1].unique()) or [kept for kept in FRACTIONS if kept >= lowest]
+    for kept in fractions:
+        what = " fewer" if kept == fractions[-1] else ""  # the last one says what all of them mean
+        ax.axvline(kept * unreduced, color=GREY, linestyle=":", linewidth=0.6, zorder=0)
+        ax.annotate(
+            f"{100 * (1 - kept):.3g} %{what}",
+            (kept * unreduced, 0.02),
+            xycoords=ax.get_xaxis_transform(),
+            xytext=(-7, 0),  # the number stands on the line
+            textcoords="offset points",
+            fontsize=SMALL,
+            color=GREY,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+            zorder=0.5,  # above the dotted line, below the frame
+        )

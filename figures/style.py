@@ -1,0 +1,212 @@
+"""What all figures share: widths of paper columns, the look of each method, the legend, saving."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.style import context
+
+from tokenmerge_bench.points import UNREDUCED
+from tokenmerge_bench.results import Results
+from tokenmerge_bench.store import write_bytes
+
+SINGLE, DOUBLE = 3.3, 6.9
+"""Widths of one and of two columns of a paper, in inches."""
+SMALL = 6.5
+"""Font size of notes inside a drawing, in points."""
+GREY = "0.4"
+GFLOPS = "GFLOPs per image\n(multiply-accumulates)"
+"""What horizontal axes say."""
+Legend = dict[str, dict[str, Artist]]
+"""What stands in a legend: for each heading, names and what is drawn beside them."""
+
+_SETTINGS: dict[str, Any] = {
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4.5,
+    "text.parse_math": False,  # a label is text: its $ starts no formula
+    "savefig.dpi": 300,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "tokenmerge-bench",  # equal drawings are equal files
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour and marker of a method."""
+
+    colour: tuple[float, float, float] | str
+    marker: str
+
+
+PALETTE: list[tuple[float, float, float]] = list(sns.color_palette("colorblind"))
+METHODS = {
+    "dhtm": Look(PALETTE[0], "o"),
+    "tome": Look(PALETTE[1], "s"),
+    "lotm": Look(PALETTE[2], "D"),
+    "dpc_knn": Look(PALETTE[3], "^"),
+    "k_medoids": Look(PALETTE[4], "v"),
+    "sit": Look(PALETTE[5], "P"),
+    "sinkhorn": Look(PALETTE[6], "X"),
+    "random": Look(PALETTE[7], "<"),
+    "patchmerger": Look(PALETTE[8], ">"),
+}
+"""The looks of the methods of the paper, in all figures."""
+_FREE_MARKERS = "hpd8s^v<>XPD"
+
+
+def looks(results: Results) -> dict[str, Look]:
+    """The look of each label of the results: the same in all figures that are made from them.
+
+    The methods of the paper have theirs in the figures of all results; variants and other methods take what is left.
+    """
+    labels = [label for label in dict.fromkeys(results.summary["label"]) if label != UNREDUCED]
+    used = [METHODS[label] for label in labels if label in METHODS]
+    colours = [colour for colour in PALETTE if colour not in [look.colour for look in used]]
+    markers = [marker for marker in _FREE_MARKERS if marker not in [look.marker for look in used]]
+    pairs = map(Look, cycle(colours), cycle(markers))
+    free = (look for look in pairs if look not in METHODS.values())
+    return {label: METHODS.get(label) or next(free) for label in labels}
+
+
+def paper() -> AbstractContextManager[None]:
+    """Matplotlib's defaults, whatever the user's settings, with fonts and lines for a paper."""
+    return context(["default", _SETTINGS])
+
+
+def panels(models: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes]]:
+    """A figure with one panel for each model: one column wide for one, two columns wide for more, three in a row.
+
+    Args:
+        models: their names.
+        height: of a row of panels, in inches.
+    """
+    columns = min(len(models), 3)
+    rows = math.ceil(len(models) / columns)
+    figure = Figure(figsize=(SINGLE if columns == 1 else DOUBLE, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for unused in axes[len(models) :]:
+        unused.remove()
+    return figure, dict(zip(models, axes, strict=False))
+
+
+def hollow(look: Look) -> dict[str, Any]:
+    """Line properties of a published point: an empty marker without a line."""
+    return {
+        "marker": look.marker,
+        "linestyle": "none",
+        "color": look.colour,
+        "markerfacecolor": "none",
+        "markeredgewidth": 0.9,
+    }
+
+
+def mark_unreduced(ax: Axes, x: float, top1: float) -> Line2D:
+    """The unreduced model as a star, with a level line for all others to be read against."""
+    ax.axhline(top1, color=GREY, linestyle="--", linewidth=0.6, zorder=0)
+    (star,) = ax.plot(x, top1, marker="*", color="0.2", markersize=7, linestyle="none", label="unreduced", zorder=4)
+    return star
+
+
+def name_panel(ax: Axes, rows: pd.DataFrame) -> None:
+    """The unit of accuracy, and what was evaluated on how many images."""
+    ax.set_ylabel("top-1 accuracy (%)")
+    ax.set_title(f"{rows['model'].iloc[0]}\n{rows['dataset'].iloc[0]}, {int(rows['n_images'].max()):,} images")
+
+
+def legend_below(figure: Figure, entries: Legend) -> None:
+    """One legend under the panels, for which the figure grows: each heading with its entries, in columns that fit.
+
+    Args:
+        figure: becomes higher, and two columns of the paper wide where one is too narrow for the legend.
+        entries: headings that have none are left out.
+    """
+    groups = {heading: list(group.items()) for heading, group in entries.items() if group}
+    longest = max(len(group) for group in groups.values())
+    narrow = [(figure.get_figwidth(), rows) for rows in range(1, min(longest, 6) + 1)]
+    for width, rows in narrow + [(DOUBLE, rows) for rows in range(1, longest + 1)]:
+        figure.set_figwidth(width)
+        legend = draw_legend(figure, groups, rows)
+        size = legend.get_window_extent()
+        if size.width <= figure.bbox.width or (width, rows) == (DOUBLE, longest):
+            figure.set_figheight(figure.get_figheight() + size.height / figure.dpi)
+            return
+        legend.remove()
+
+
+def draw_legend(figure: Figure, groups: Mapping[str, Sequence[tuple[str, Artist]]], rows: int) -> Artist:
+    """The legend with columns of `rows` entries under each heading.
+
+    Matplotlib fills it column by column, so blanks at the end of a group make the next group start a new column.
+    """
+    blank = ("", Line2D([], [], linestyle="none"))
+    cells: list[tuple[str, Artist]] = []
+    headings = []
+    for heading, group in groups.items():
+        for start in range(0, len(group), rows):
+            headings.append(len(cells))
+            column = [("" if start else heading, blank[1]), *group[start : start + rows]]
+            cells += column + [blank] * (rows + 1 - len(column))
+    legend = figure.legend(
+        [handle for _, handle in cells],
+        [wrapped(name) for name, _ in cells],
+        loc="outside lower left",
+        ncols=len(headings),
+        columnspacing=1.2,
+        handlelength=2.2,
+    )
+    for index in headings:
+        legend.get_texts()[index].set_fontweight("bold")
+    return legend
+
+
+def wrapped(name: str) -> str:
+    """A name in lines of a legend, broken between words and before options."""
+    return textwrap.fill(name.replace(":", " :"), 26).replace(" :", ":")
+
+
+def inch(ax: Axes) -> float:
+    """About how much of the horizontal axis is an inch on paper."""
+    left, right = ax.get_xlim()
+    return float((right - left) * ax.figure.dpi / ax.bbox.width)
+
+
+def save(figure: Figure, folder: Path, name: str, formats: Sequence[str] = ("png", "svg", "pdf")) -> list[Path]:
+    """Writes a figure once for each format, whole or not at all: PNG at 300 dpi, SVG and PDF with real text.
+
+    The same figure gives the same bytes. Returns the paths, `folder/name.format`.
+    """
+    no_date = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    paths = []
+    for form in formats:
+        buffer = io.BytesIO()
+        with paper():
+            figure.savefig(buffer, format=form, metadata=no_date.get(form))
+        paths.append(folder / f"{name}.{form}")
+        write_bytes(paths[-1], buffer.getvalue())
+    return paths

@@ -1,0 +1,399 @@
+"""Two methods on the same images at the same FLOPs: by how much they differ, and whether that can be told from chance.
+
+A loss against the unreduced model is such a comparison too; the tables make theirs with `paired`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.interpolate import PchipInterpolator
+
+from tokenmerge_bench.budgets import TOLERANCE
+from tokenmerge_bench.errors import InputError, nearest
+from tokenmerge_bench.points import UNREDUCED
+from tokenmerge_bench.results import Hits, Results
+from tokenmerge_bench.statistics import (
+    Interval,
+    _curve,
+    _percentiles,
+    _resampled_means,
+    _with_pseudo_images,
+    area_between,
+    holm,
+    images_needed,
+    interpolate,
+    paired_difference,
+    paired_test,
+)
+
+ALPHA = 0.05
+"""What a p-value, adjusted for the number of tests in its table, must stay below to decide."""
+Setting = dict[Any, Any]
+"""A row of `Results.summary`."""
+PAIRS_CAPTION = (
+    "{a} less {b} on the same {images} images of {dataset}: top-1 in percent, differences in percentage points with "
+    "95 % intervals (Bonett and Price). p is that of the exact paired test (McNemar's with one seed), adjusted by Holm "
+    "over the table; images needed would show a difference of this size with 80 % power."
+)
+CURVES_CAPTION = (
+    "{a} less {b}, mean over the FLOPs that both cover, in percentage points with 95 % intervals (paired bootstrap), "
+    "on the same {images} images of {dataset}."
+)
+AT_CAPTION = (
+    "{a} and {b} interpolated (PCHIP) at fractions of the unreduced FLOPs: top-1 in percent on the same {images} "
+    "images of {dataset}, with 95 % intervals (paired bootstrap)."
+)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Setting A less setting B on the same images: `difference` with its 95 % interval in percentage points, the
+    (mean) number of images that only one of the two gets right, and the p-value of the paired test."""
+
+    difference: Interval
+    only_a: float
+    only_b: float
+    p: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What `compare` found.
+
+    Attributes:
+        pairs: a row per pair of settings: model, budget, GFLOPs, accuracies, difference and verdict.
+        curves: a row per model: the mean difference between the curves over the FLOPs that both cover.
+        at: a row per model and fraction asked for: both curves interpolated there.
+        left_out: a sentence for everything that could not be compared.
+    """
+
+    a: str
+    b: str
+    pairs: pd.DataFrame
+    curves: pd.DataFrame
+    at: pd.DataFrame
+    left_out: list[str]
+
+
+def shown_name(setting: Setting) -> str:
+    """How the method of a setting is shown and asked for: `unreduced`, `dhtm:connectivity=4`, `tome (trained)`."""
+    name = "unreduced" if setting["method"] == UNREDUCED else str(setting["label"])
+    return f"{name} (trained)" if setting["trained"] == "yes" else name
+
+
+def paired(results: Results, a: Setting, b: Setting) -> Paired:
+    """Two settings of one model on the images that both have seen; seeds are averaged per image.
+
+    Raises:
+        InputError: if per-image outcomes are missing or the images differ.
+    """
+    return _paired(*results.hits(a, b))
+
+
+def _paired(hits_a: Hits, hits_b: Hits) -> Paired:
+    test = paired_test(hits_a, hits_b)
+    return Paired(_points(paired_difference(hits_a, hits_b)), test.only_a, test.only_b, test.p)
+
+
+def _points(interval: Interval) -> Interval:
+    """A fraction as percentage points."""
+    return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
+
+
+def adjusted(p: Sequence[float]) -> npt.NDArray[np.float64]:
+    """Holm's correction over a table; NaN where there was no test."""
+    return np.asarray(holm(np.asarray(p, dtype=float)), dtype=float)
+
+
+def compare(
+    results: Results,
+    a: str,
+    b: str,
+    *,
+    unequal: bool = False,
+    tolerance: float = 0.01,
+    at: Sequence[float] | None = None,
+) -> Comparison:
+    """Compares method A with method B on every model, wherever they spend the same FLOPs.
+
+    A setting of A meets that of B with the same budget, or else the one that is nearest in GFLOPs. Against the
+    unreduced model any budget will do.
+
+    Args:
+        results: opened results folders.
+        a: a method as it is asked for (`dhtm`, `dhtm:connectivity=4`, `tome (trained)`), or `none` or `unreduced`.
+        b: the same.
+        unequal: compare settings whose GFLOPs differ by more than `tolerance` too, and say so in the verdict.
+        tolerance: largest difference in GFLOPs, as a fraction of the smaller.
+        at: fractions of the unreduced FLOPs at which both curves are interpolated as well.
+
+    Raises:
+        InputError: for an unknown method, the same one twice, or if no two settings spend the same FLOPs.
+    """
+    a, b = _known(results, a), _known(results, b)
+    if a == b:
+        raise InputError(f"'{a}' was given twice; give two different methods to compare.")
+    pairs: list[tuple[Setting, Setting]] = []
+    left_out, refused = _unfinished(results, a, b), []
+    for model in dict.fromkeys(results.summary["model"]):
+        met, alone = _partners(_settings(results, model, a), _settings(results, model, b))
+        left_out += [f"{_where(row)} has no counterpart." for row in alone]
+        for one, other in met:
+            if unequal or _equal(one, other, tolerance):
+                pairs.append((one, other))
+            else:
+                refused.append(_too_far(one, other, tolerance))
+    curves = _all_curves(results, a, b)
+    points, outside = _interpolated(results, curves, a, b, at or ())
+    left_out += [*refused, *outside]
+    if not pairs and points.empty:
+        remedy = " Give --unequal to compare them all the same, or --at to interpolate their curves." if refused else ""
+        raise InputError(f"{a} and {b} have no budget in common: {' '.join(left_out)}{remedy}")
+    comparison = Comparison(
+        a, b, _pairs_table(results, pairs, a, b, tolerance), _mean_differences(curves, a, b), points, left_out
+    )
+    origin = {"a": a, "b": b, "images": f"{int(results.summary['n_images'].max()):,}", "dataset": results.dataset}
+    for frame, caption in (
+        (comparison.pairs, PAIRS_CAPTION),
+        (comparison.curves, CURVES_CAPTION),
+        (comparison.at, AT_CAPTION),
+    ):
+        frame.attrs |= {"a": a, "b": b, "caption": caption.format(**origin)}
+    return comparison
+
+
+def _known(results: Results, text: str) -> str:
+    """The name in the results of a method as typed; the order of its options does not matter."""
+    known = list(dict.fromkeys(shown_name(row) for row in results.summary.to_dict("records")))
+    wanted = "unreduced" if text.strip() == UNREDUCED else text.strip()
+    same = [name for name in known if _parts(name) == _parts(wanted)]
+    if not same:
+        raise InputError(
+            f"the results have no method '{text}'{nearest(wanted, known)}; they have {', '.join(map(repr, known))}."
+        )
+    return same[0]
+
+
+def _parts(name: str) -> tuple[str, frozenset[str], bool]:
+    text, trained = name.removesuffix(" (trained)"), name.endswith(" (trained)")
+    method, *options = text.split(":")
+    return method, frozenset(options), trained
+
+
+def _settings(results: Results, model: str, name: str, finished: bool = True) -> list[Setting]:
+    rows = results.summary[results.summary["model"] == model].to_dict("records")
+    return [row for row in rows if shown_name(row) == name and (row["status"] == "ok") == finished]
+
+
+def _partners(ours: list[Setting], theirs: list[Setting]) -> tuple[list[tuple[Setting, Setting]], list[Setting]]:
+    """Each of our settings with theirs of the same budget, or else theirs nearest in GFLOPs; and theirs that are left.
+
+    Every setting of the one meets the unreduced model where that is the other.
+    """
+    if not ours or not theirs:
+        return [], []
+    if ours[0]["method"] == UNREDUCED:
+        return [(ours[0], other) for other in theirs], []
+    same = {row["budget"]: row for row in theirs}
+    pairs = [(row, same.get(row["budget"]) or min(theirs, key=lambda other: _apart(row, other))) for row in ours]
+    met = [id(other) for _, other in pairs]
+    return pairs, [row for row in theirs if id(row) not in met]
+
+
+def _apart(one: Setting, other: Setting) -> float:
+    """Difference of the GFLOPs as a fraction of the smaller."""
+    low, high = sorted((one["gflops"], other["gflops"]))
+    return float(high / low - 1)
+
+
+def _equal(one: Setting, other: Setting, tolerance: float) -> bool:
+    """Whether two settings may be compared: their FLOPs agree, or one is the unreduced model."""
+    return UNREDUCED in (one["method"], other["method"]) or _apart(one, other) <= tolerance
+
+
+def _where(row: Setting) -> str:
+    budget = "" if row["method"] == UNREDUCED or pd.isna(row["budget"]) else f" at {row['budget']}"
+    return f"{shown_name(row)}{budget} on {row['model']}"
+
+
+def _too_far(one: Setting, other: Setting, tolerance: float) -> str:
+    return (
+        f"{_where(one)} takes {one['gflops']:.4g} GFLOPs, {shown_name(other)} at {other['budget']} takes "
+        f"{other['gflops']:.4g}: {100 * _apart(one, other):.1f} % apart, more than {100 * tolerance:g} %."
+    )
+
+
+def _unfinished(results: Results, a: str, b: str) -> list[str]:
+    """What there is to say of settings that gave no number, and of models that only one of the two has run on."""
+    sentences = []
+    for model in dict.fromkeys(results.summary["model"]):
+        for name in (a, b):
+            failed = _settings(results, model, name, finished=False)
+            sentences += [f"{_where(row)} is {row['status']}: {str(row['reason']).rstrip('.')}." for row in failed]
+            if not failed and not _settings(results, model, name):
+                sentences.append(f"{name} was not run on {model}.")
+    return sentences
+
+
+def _pairs_table(
+    results: Results, pairs: list[tuple[Setting, Setting]], a: str, b: str, tolerance: float
+) -> pd.DataFrame:
+    rows = []
+    for one, other in pairs:
+        hits_a, hits_b = results.hits(one, other)
+        found = _paired(hits_a, hits_b)
+        rows.append(
+            {
+                "model": one["model"],
+                "budget": _budget(one, other),
+                "gflops_a": one["gflops"],
+                "gflops_b": other["gflops"],
+                "equal_flops": _equal(one, other, tolerance),
+                "top1_a": one["top1"],
+                "top1_b": other["top1"],
+                **interval_columns("difference", found.difference),
+                "only_a": found.only_a,
+                "only_b": found.only_b,
+                "p": found.p,
+                "images": hits_a.shape[-1],
+                "images_needed": images_needed(hits_a, hits_b),
+            }
+        )
+    for row, p in zip(rows, adjusted([row["p"] for row in rows]), strict=True):
+        row["p_adjusted"] = p
+        row["verdict"] = _verdict(row, a, b)
+    return pd.DataFrame(rows).astype({"images_needed": "Int64"}) if rows else pd.DataFrame()
+
+
+def _budget(one: Setting, other: Setting) -> str:
+    budgets = dict.fromkeys(row["budget"] for row in (one, other) if row["method"] != UNREDUCED)
+    return " / ".join(budgets)
+
+
+def _verdict(row: dict[str, Any], a: str, b: str) -> str:
+    decided = row["p_adjusted"] < ALPHA
+    verdict = f"{a if row['difference'] > 0 else b} better" if decided else "undecided"
+    if row["equal_flops"]:
+        return verdict
+    dearer = a if row["gflops_a"] > row["gflops_b"] else b
+    extra = 100 * _apart({"gflops": row["gflops_a"]}, {"gflops": row["gflops_b"]})
+    return f"{verdict}, but {dearer} takes {extra:.1f} % more FLOPs"
+
+
+def interval_columns(name: str, interval: Interval) -> dict[str, float]:
+    """Columns of a value and its interval: `name`, `name_low`, `name_high`."""
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _decided(difference: Interval, a: str, b: str) -> str:
+    """The verdict of an interval alone, where there is no test."""
+    if difference.low <= 0 <= difference.high:
+        return "undecided"
+    return f"{a if difference.value > 0 else b} better"
+
+
+@dataclass(frozen=True, eq=False)
+class _Curves:
+    """Both methods on one model: GFLOPs and per-image outcomes of their settings, cheapest first."""
+
+    model: str
+    gflops_a: npt.NDArray[np.float64]
+    hits_a: list[Hits]
+    gflops_b: npt.NDArray[np.float64]
+    hits_b: list[Hits]
+
+    @property
+    def common(self) -> tuple[float, float]:
+        """The GFLOPs that both curves cover, from and to; nothing if from is not below to."""
+        return max(self.gflops_a[0], self.gflops_b[0]), min(self.gflops_a[-1], self.gflops_b[-1])
+
+
+def _all_curves(results: Results, a: str, b: str) -> list[_Curves]:
+    """One entry for each model on which both methods have run at two costs or more."""
+    found = []
+    for model in dict.fromkeys(results.summary["model"]):
+        rows_a, rows_b = (
+            sorted(_settings(results, model, name), key=lambda row: float(row["gflops"])) for name in (a, b)
+        )
+        cost_a, cost_b = (np.array([row["gflops"] for row in rows], dtype=float) for rows in (rows_a, rows_b))
+        if len(np.unique(cost_a)) > 1 and len(np.unique(cost_b)) > 1:
+            hits = results.hits(*rows_a, *rows_b)
+            found.append(_Curves(model, cost_a, hits[: len(rows_a)], cost_b, hits[len(rows_a) :]))
+    return found
+
+
+def _mean_differences(curves: list[_Curves], a: str, b: str) -> pd.DataFrame:
+    rows = []
+    for both in curves:
+        low, high = both.common
+        if low < high:
+            difference = _points(area_between(both.gflops_a, both.hits_a, both.gflops_b, both.hits_b))
+            row = {"model": both.model, "gflops_from": low, "gflops_to": high}
+            rows.append({**row, **interval_columns("difference", difference), "verdict": _decided(difference, a, b)})
+    return pd.DataFrame(rows)
+
+
+def _interpolated(
+    results: Results, curves: list[_Curves], a: str, b: str, fractions: Sequence[float]
+) -> tuple[pd.DataFrame, list[str]]:
+    """Both curves at fractions of the unreduced FLOPs, and a sentence for each that they do not reach."""
+    rows, outside = [], []
+    for both in curves:
+        unreduced = results.unreduced(both.model)
+        if unreduced is None:
+            outside.append(f"fractions of {both.model} are unknown: the unreduced model has no finished run.")
+            continue
+        low, high = both.common
+        for fraction in fractions:
+            asked = fraction * unreduced["gflops"]
+            gflops = min(max(asked, low), high)
+            # A setting solved for this very fraction may lie a little beside it, and the curve then ends there.
+            if low < high and abs(gflops - asked) <= TOLERANCE * asked:
+                rows.append({"model": both.model, "fraction": fraction, **_interpolate(both, gflops, a, b)})
+            else:
+                covered = f"{low:.4g} to {high:.4g}" if low < high else "nothing in common"
+                outside.append(
+                    f"{fraction:g} of the FLOPs of {both.model}, {asked:.4g} GFLOPs, is outside what the curves of "
+                    f"{a} and {b} cover ({covered})."
+                )
+    return pd.DataFrame(rows), outside
+
+
+def _interpolate(both: _Curves, gflops: float, a: str, b: str) -> dict[str, Any]:
+    difference = _points(_difference_at(both.gflops_a, both.hits_a, both.gflops_b, both.hits_b, gflops))
+    return {
+        "gflops": gflops,
+        **interval_columns("top1_a", _points(interpolate(both.gflops_a, both.hits_a, gflops))),
+        **interval_columns("top1_b", _points(interpolate(both.gflops_b, both.hits_b, gflops))),
+        **interval_columns("difference", difference),
+        "verdict": _decided(difference, a, b),
+    }
+
+
+def _difference_at(
+    gflops_a: npt.NDArray[np.float64],
+    hits_a: list[Hits],
+    gflops_b: npt.NDArray[np.float64],
+    hits_b: list[Hits],
+    at: float,
+) -> Interval:
+    """Difference of two interpolated curves, A - B, at an exact cost.
+
+    The interval is a paired bootstrap with the pseudo-images of `paired_bootstrap`, so that at a budget that both were
+    measured at it is that of the measured difference.
+    """
+    costs_a, outcomes_a = _curve(gflops_a, hits_a)
+    costs_b, outcomes_b = _curve(gflops_b, hits_b)
+    outcomes = np.concatenate([outcomes_a, outcomes_b])
+    only_one = [[1.0, 0.0]] * len(costs_a) + [[0.0, 1.0]] * len(costs_b)
+    resampled = _resampled_means(_with_pseudo_images(outcomes, only_one), 1999, 0)
+    observed_first = np.column_stack([outcomes.mean(axis=1), resampled])
+    at_a = PchipInterpolator(costs_a, observed_first[: len(costs_a)])(at)
+    at_b = PchipInterpolator(costs_b, observed_first[len(costs_a) :])(at)
+    return _percentiles(float(at_a[0] - at_b[0]), at_a[1:] - at_b[1:], 0.95)

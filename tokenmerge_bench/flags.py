@@ -1,0 +1,163 @@
+"""The flags that several commands share, as dataclasses, and what spreads them into a command's parameters."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from tokenmerge_bench.errors import InputError
+
+Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with a method of your own.")]
+Folders = Annotated[list[Path] | None, typer.Argument(help="Results folders.", metavar="RESULTS...")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What is to be compared: methods on models at budgets."""
+
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Methods, comma-separated, with options: dhtm,tome or dhtm:connectivity=4:averaging=plain."),
+    ] = None
+    models: Annotated[str | None, typer.Option(help="timm models, comma-separated.")] = None
+    budgets: Annotated[str | None, typer.Option(help="Fractions of the unreduced FLOPs to keep: 0.9,0.7,0.5.")] = None
+    gflops: Annotated[str | None, typer.Option(help="Absolute budgets in GFLOPs per image: 3.26,2.9.")] = None
+    k: Annotated[
+        str | None, typer.Option("--k", help="Merges per layer (dhtm, lotm, random): 0,10,20 or 41/41/40.")
+    ] = None
+    r: Annotated[str | None, typer.Option("--r", help="Tokens removed per block (tome): 8,13.")] = None
+    keep_rate: Annotated[str | None, typer.Option(help="Keep rate per stage (dpc_knn, k_medoids): 0.9,0.7.")] = None
+    layers: Annotated[str | None, typer.Option(help="Blocks that reduce, from 0: 3/6/10 or all.")] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """What replaces values of an experiment; None where nothing was given."""
+        return {
+            "methods": split_list(self.methods),
+            "models": split_list(self.models),
+            "budgets": split_numbers(self.budgets, "--budgets"),
+            "gflops": split_numbers(self.gflops, "--gflops"),
+            "k": split_list(self.k),
+            "r": split_list(self.r),
+            "keep_rate": split_list(self.keep_rate),
+            "layers": self.layers,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Which images, and how they are shown to the model."""
+
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="'demo', a folder or .tar of images, hfds/NAME, wds/NAME, torch/NAME; see `list datasets`."),
+    ] = None
+    data_dir: Annotated[str | None, typer.Option(help="Where hfds/, wds/ and torch/ data sets lie.")] = None
+    split: Annotated[str | None, typer.Option(help="Split of such a data set; by default the one to test on.")] = None
+    limit: Annotated[int | None, typer.Option(help="Images, drawn the same number of each class; 0: all of them.")] = (
+        None
+    )
+    crop_pct: Annotated[
+        float | None, typer.Option(help="Part of the resized image that is cropped; DeiT's own evaluation: 0.875.")
+    ] = None
+    img_size: Annotated[int | None, typer.Option(help="Side of the crop in pixels; resamples the positions.")] = None
+    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, ...")] = None
+
+    def overrides(self) -> dict[str, Any]:
+        """What replaces values of an experiment; `limit` is the command's to interpret."""
+        names = ("dataset", "data_dir", "split", "crop_pct", "img_size", "interpolation")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Where and how a sweep runs."""
+
+    weights: Annotated[
+        list[str] | None, typer.Option(help="Weights: FILE, or MODEL=FILE for one of several models. Repeatable.")
+    ] = None
+    seeds: Annotated[int | None, typer.Option(help="Runs of every method that draws random numbers.")] = None
+    seed: Annotated[int | None, typer.Option(help="First seed, also of the choice of images.")] = None
+    batch_size: Annotated[int | None, typer.Option(help="Images per batch.")] = None
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0
+    examples: Annotated[int | None, typer.Option(help="Images whose merges are kept for pictures.")] = None
+    out: Annotated[Path | None, typer.Option(help="Results folder; by default a new one under results/.")] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier sweep left in the folder.")] = False
+
+    def overrides(self) -> dict[str, Any]:
+        """What replaces values of an experiment."""
+        names = ("seeds", "seed", "batch_size", "dtype", "examples")
+        return {name: getattr(self, name) for name in names}
+
+    def weight_files(self, models: list[str]) -> dict[str, Path]:
+        """Weight files by model name, from FILE or MODEL=FILE."""
+        files: dict[str, Path] = {}
+        for text in self.weights or []:
+            model, sign, file = text.partition("=")
+            if not sign or (model not in models and Path(text).is_file()):  # a path may have an = in it
+                if len(models) > 1:
+                    raise InputError(f"--weights {text} does not say for which model; write --weights MODEL={text}.")
+                model, file = models[0], text
+            if model not in models:
+                raise InputError(
+                    f"--weights {text} names '{model}', which is not among the models ({', '.join(models)})."
+                )
+            if model in files:
+                raise InputError(f"--weights names two files for '{model}', {files[model]} and {file}; give one.")
+            files[model] = Path(file)
+        return files
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command one flag for each field of its parameters that are dataclasses, and hands it filled instances."""
+    hints = get_type_hints(command, include_extras=True)
+    bundles: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name in bundles:
+            bundle = bundles[parameter.name]
+            types = get_type_hints(bundle, include_extras=True)
+            parameters += [
+                parameter.replace(name=f.name, annotation=types[f.name], default=f.default) for f in fields(bundle)
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+
+    def spread(**given: Any) -> None:
+        filled = {
+            name: bundle(**{field.name: given.pop(field.name) for field in fields(bundle)})
+            for name, bundle in bundles.items()
+        }
+        command(**given, **filled)
+
+    spread.__name__, spread.__doc__ = command.__name__, command.__doc__
+    spread.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    spread.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return spread
+
+
+def split_list(text: str | None) -> list[str] | None:
+    """Comma-separated values; None stays None."""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not parts:
+        raise InputError("an empty list was given; leave the flag out or give comma-separated values.")
+    return parts
+
+
+def split_numbers(text: str | None, flag: str) -> list[float] | None:
+    """Comma-separated numbers; None stays None."""
+    parts = split_list(text)
+    if parts is None:
+        return None
+    try:
+        return [float(part) for part in parts]
+    except ValueError:
+        raise InputError(f"{flag} '{text}' are no numbers; write for instance {flag} 0.9,0.7.") from None

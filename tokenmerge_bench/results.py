@@ -1,0 +1,201 @@
+"""Results folders opened for looking: the rows of all of them in one table, and what happened to each image.
+
+Tables, figures and comparisons start here and need nothing else: no model, no images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from PIL import Image
+
+from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.points import UNREDUCED
+from tokenmerge_bench.store import FORMAT, outcomes_file, read_results
+from tokenmerge_bench.summary import SETTING, summarise
+
+Hits = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What one reduction left of an image: `owner` (N0,) is the token, 0 to `tokens` - 1, of each grid cell."""
+
+    block: int
+    tokens: int
+    owner: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One image of a sweep with the merges of one point: `picture` (H, W, 3) uint8 is the model's own crop."""
+
+    image: str
+    picture: npt.NDArray[np.uint8]
+    grid: tuple[int, int]
+    sites: list[Site]
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Folders that were evaluated on the same images, so that everything in them may be compared.
+
+    `table` is their results.csv one after the other, with a column `folder` (position in `folders`). A point that
+    several folders hold (the unreduced model, above all) is there once.
+    """
+
+    folders: list[Path]
+    provenance: list[dict[str, Any]]
+    table: pd.DataFrame
+
+    @property
+    def dataset(self) -> str:
+        """Name of the image set."""
+        return str(self.provenance[0]["dataset"]["name"])
+
+    @property
+    def fingerprints(self) -> tuple[str, str]:
+        """Fingerprints of the image set and of the choice of images from it."""
+        return _fingerprints(self.provenance[0])
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """One row per setting (`summary.summarise`), all statuses, seeds averaged."""
+        return summarise(self.table)
+
+    def runs(self, setting: dict[Any, Any]) -> pd.DataFrame:
+        """The finished rows of one row of `summary`: one per seed."""
+        table = self.table[self.table["status"] == "ok"]
+        for column in SETTING:
+            value = setting[column]
+            table = table[table[column].fillna("") == ("" if pd.isna(value) else value)]
+        return table
+
+    def unreduced(self, model: str) -> dict[Any, Any] | None:
+        """The summary row of the unreduced model, or None where that point failed."""
+        rows = self.summary
+        rows = rows[(rows["model"] == model) & (rows["method"] == UNREDUCED) & (rows["status"] == "ok")]
+        return rows.to_dict("records")[0] if len(rows) else None
+
+    def outcomes(self, run: dict[Any, Any]) -> pd.DataFrame:
+        """Per-image outcomes of one row of `table`: columns label, prediction, rank; index image.
+
+        Raises:
+            InputError: if the folder lacks them.
+        """
+        file = outcomes_file(self.folders[run["folder"]], run["point"])
+        if file is None:
+            raise InputError(
+                f"'{self.folders[run['folder']]}' lacks the per-image outcomes of {run['point']}; copy the whole "
+                "folder, or run the sweep again."
+            )
+        return pd.read_csv(file).set_index("image")
+
+    def hits(self, *settings: dict[Any, Any]) -> list[Hits]:
+        """Whether top-1 was right, (seeds, images) for each row of `summary`, the images in the same order for all.
+
+        Raises:
+            InputError: if outcomes are missing or the settings did not see the same images.
+        """
+        order: pd.Index[str] | None = None
+        found = []
+        for setting in settings:
+            right = []
+            for run in self.runs(setting).to_dict("records"):
+                ranks = self.outcomes(run)["rank"]
+                if order is None:
+                    order = ranks.index
+                if len(ranks) != len(order) or not ranks.index.isin(order).all():
+                    raise InputError(
+                        f"{settings[0]['label']} and {setting['label']} of {setting['model']} did not see the same "
+                        f"images ({len(order)} and {len(ranks)}, some unreadable); run the sweep again."
+                    )
+                right.append(ranks.reindex(order).to_numpy() == 0)
+            if not right:
+                raise InputError(f"{setting['label']} at {setting['budget']} has no finished run; run the sweep again.")
+            found.append(np.stack(right))
+        return found
+
+    def examples(self, run: dict[Any, Any]) -> list[Example]:
+        """Merges on example images of one row of `table`; empty unless the experiment asked for examples."""
+        folder = self.folders[run["folder"]] / "examples"
+        file = folder / f"{run['point']}.json"
+        if not file.is_file():
+            return []
+        return [
+            Example(
+                held["image"],
+                _picture(folder / held["picture"]),
+                tuple(held["grid"]),
+                [Site(s["block"], s["tokens"], np.array(s["owner"], dtype=np.int64)) for s in held["sites"]],
+            )
+            for held in json.loads(file.read_text(encoding="utf-8"))
+        ]
+
+
+def open_results(paths: Sequence[Path]) -> Results:
+    """Opens results folders together.
+
+    Raises:
+        InputError: for a folder without results, one of a newer format, or folders of different images.
+    """
+    if not paths:
+        raise InputError("no results folder was given; name one that `tmbench sweep` or `tmbench run` wrote.")
+    tables: list[pd.DataFrame] = []
+    origins: list[dict[str, Any]] = []
+    for number, path in enumerate(paths):
+        table = read_results(path).assign(folder=number)
+        origin = _provenance(path)
+        if origins and _fingerprints(origin) != _fingerprints(origins[0]):
+            raise InputError(
+                f"'{paths[0]}' and '{path}' were evaluated on different images ({_images(origins[0])}; "
+                f"{_images(origin)}) and cannot be shown or compared together; give folders of the same images."
+            )
+        tables.append(table)
+        origins.append(origin)
+    table = pd.concat(tables, ignore_index=True)
+    # A finished point of one folder stands for the same point of another, finished or not.
+    finished = table["status"] == "ok"
+    table = pd.concat([table[finished], table[~finished]]).drop_duplicates(subset="point").sort_index()
+    return Results(list(paths), origins, table.reset_index(drop=True))
+
+
+def _picture(file: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(file) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def _provenance(path: Path) -> dict[str, Any]:
+    try:
+        origin = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
+        _fingerprints(origin)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"'{path}' lacks a readable provenance.json; finish its sweep by giving the command again."
+        ) from error
+    manifest = path / "sweep.json"
+    held = json.loads(manifest.read_text(encoding="utf-8"))["format"] if manifest.is_file() else FORMAT
+    if held > FORMAT:
+        raise InputError(
+            f"'{path}' was written by tokenmerge-bench {origin.get('tokenmerge_bench')} in format {held}, and this "
+            f"version reads formats up to {FORMAT}; update tokenmerge-bench."
+        )
+    content: dict[str, Any] = origin
+    return content
+
+
+def _fingerprints(origin: dict[str, Any]) -> tuple[str, str]:
+    return origin["dataset"]["fingerprint"], origin["subset"]["fingerprint"]
+
+
+def _images(origin: dict[str, Any]) -> str:
+    dataset, subset = _fingerprints(origin)
+    return f"{origin['dataset']['name']} {dataset}, {origin['subset']['images']} images {subset}"
