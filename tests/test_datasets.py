@@ -192,6 +192,13 @@ def test_splits_that_are_not_there_are_refused(tmp_path: Path) -> None:
         open_dataset(str(tmp_path / "only"))
 
 
+def test_the_split_of_the_very_name_is_taken_before_its_synonyms(tmp_path: Path) -> None:
+    for number, name in enumerate(("validation", "val", "minival"), 1):
+        own_classes(tmp_path / name, ["ants", "bees", "cats"][:number])
+    chosen = {split: open_dataset(str(tmp_path), split=split).name for split in (None, "val", "valid", "minival")}
+    assert chosen == {None: "validation", "val": "val", "valid": "validation", "minival": "minival"}
+
+
 def test_the_test_split_stands_in_for_a_missing_validation_split(tmp_path: Path) -> None:
     own_classes(tmp_path / "train", ["ants"])
     own_classes(tmp_path / "test", ["ants", "train"])  # a class may be named as a split is

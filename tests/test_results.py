@@ -98,7 +98,26 @@ def test_other_images_are_refused_with_both_fingerprints(
 
 def test_another_data_set_is_refused(swept: Path, copied: Path) -> None:
     edit(copied, "provenance.json", lambda content: content["dataset"].update(fingerprint="other"))
-    with pytest.raises(InputError, match="different images .*other"):
+    with pytest.raises(InputError, match=r"different images .*other"):
+        open_results([swept, copied])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda origin: origin["experiment"].update(dtype="bfloat16"), r"precision \(float32; bfloat16\)"),
+        (lambda origin: origin["models"]["tiny_28"].update(fingerprint="f"), r"weights of tiny_28 \(\w+; f\)"),
+        (
+            lambda origin: origin["models"]["tiny_28"]["preprocessing"].update(crop_pct=0.5),
+            r"crop_pct of tiny_28 \(1\.0; 0\.5\)",
+        ),
+    ],
+)
+def test_the_same_images_seen_in_another_way_are_refused(
+    swept: Path, copied: Path, change: Callable[[Any], object], message: str
+) -> None:
+    edit(copied, "provenance.json", change)
+    with pytest.raises(InputError, match=f"differ in the {message}"):
         open_results([swept, copied])
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sweeping import save_image
 
 from tokenmerge_bench.augment import Augment, normalize, pad_crop, random_erase, random_hflip
 from tokenmerge_bench.data import ArrayImages
@@ -245,6 +246,12 @@ def test_training_folders_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "train-images-idx3-ubyte").touch()
     with pytest.raises(InputError, match="no Fashion-MNIST training files"):
         open_training_set(str(tmp_path))
+
+
+def test_validation_images_beside_training_images_are_not_trained_on(tmp_path: Path) -> None:
+    for number, part in enumerate(("train", "val")):
+        save_image(tmp_path / part / "n01440764" / f"{part}.png", seed=number)
+    assert open_training_set(str(tmp_path)).paths == ["n01440764/train.png"]
 
 
 def test_every_image_is_shifted_on_its_own_and_nothing_is_invented() -> None:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.interpolate import PchipInterpolator
 
 from tokenmerge_bench.budgets import TOLERANCE
 from tokenmerge_bench.errors import InputError, nearest
@@ -20,14 +19,11 @@ from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Hits, Results
 from tokenmerge_bench.statistics import (
     Interval,
-    _curve,
-    _percentiles,
-    _resampled_means,
-    _with_pseudo_images,
     area_between,
     holm,
     images_needed,
     interpolate,
+    interpolated_difference,
     paired_difference,
     paired_test,
 )
@@ -366,7 +362,7 @@ def _interpolated(
 
 
 def _interpolate(both: _Curves, gflops: float, a: str, b: str) -> dict[str, Any]:
-    difference = _points(_difference_at(both.gflops_a, both.hits_a, both.gflops_b, both.hits_b, gflops))
+    difference = _points(interpolated_difference(both.gflops_a, both.hits_a, both.gflops_b, both.hits_b, gflops))
     return {
         "gflops": gflops,
         **interval_columns("top1_a", _points(interpolate(both.gflops_a, both.hits_a, gflops))),
@@ -374,26 +370,3 @@ def _interpolate(both: _Curves, gflops: float, a: str, b: str) -> dict[str, Any]
         **interval_columns("difference", difference),
         "verdict": _decided(difference, a, b),
     }
-
-
-def _difference_at(
-    gflops_a: npt.NDArray[np.float64],
-    hits_a: list[Hits],
-    gflops_b: npt.NDArray[np.float64],
-    hits_b: list[Hits],
-    at: float,
-) -> Interval:
-    """Difference of two interpolated curves, A - B, at an exact cost.
-
-    The interval is a paired bootstrap with the pseudo-images of `paired_bootstrap`, so that at a budget that both were
-    measured at it is that of the measured difference.
-    """
-    costs_a, outcomes_a = _curve(gflops_a, hits_a)
-    costs_b, outcomes_b = _curve(gflops_b, hits_b)
-    outcomes = np.concatenate([outcomes_a, outcomes_b])
-    only_one = [[1.0, 0.0]] * len(costs_a) + [[0.0, 1.0]] * len(costs_b)
-    resampled = _resampled_means(_with_pseudo_images(outcomes, only_one), 1999, 0)
-    observed_first = np.column_stack([outcomes.mean(axis=1), resampled])
-    at_a = PchipInterpolator(costs_a, observed_first[: len(costs_a)])(at)
-    at_b = PchipInterpolator(costs_b, observed_first[len(costs_a) :])(at)
-    return _percentiles(float(at_a[0] - at_b[0]), at_a[1:] - at_b[1:], 0.95)

@@ -250,10 +250,8 @@ def _resampled(state: dict[str, Tensor], model: nn.Module, path: Path) -> dict[s
     # What resampling cannot mend is left for the strict comparison to report.
     if wanted is None or found is None or found.ndim != 3 or found.shape[2] != wanted.shape[2]:
         return state
-    names = ("pos_embed", "patch_embed.proj.weight")  # the patch size tells which grid was trained
-    part = {key: state[key] for key in names if key in state}
     try:
-        return {**state, "pos_embed": checkpoint_filter_fn(part, model)["pos_embed"]}
+        return {**state, "pos_embed": checkpoint_filter_fn({"pos_embed": found}, model)["pos_embed"]}
     except RuntimeError as error:  # torch's, of a grid that is empty or, in the file, not square
         raise InputError(
             f"the position embeddings in '{path}' ({_size(found)}) cannot be resampled for {_size(wanted)}: give an "

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.pyplot import close
-
 from tokenmerge_bench import tables
 from tokenmerge_bench.errors import InputError, nearest
 from tokenmerge_bench.figures import FIGURES
@@ -56,9 +54,7 @@ def make(
         if reason is not None:
             reasons[name] = reason
         elif name in FIGURES:
-            figure = FIGURES[name].draw(results)
-            paths += save_figure(figure, folder, name, formats)
-            close(figure)
+            paths += save_figure(FIGURES[name].draw(results), folder, name, formats)
         else:
             assert results is not None
             paths += tables.save(results, folder, [name])

@@ -46,7 +46,7 @@ class Example:
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Folders that were evaluated on the same images, so that everything in them may be compared.
+    """Folders that were evaluated on the same images in the same way, so that everything in them may be compared.
 
     `table` is their results.csv one after the other, with a column `folder` (position in `folders`). A point that
     several folders hold (the unreduced model, above all) is there once.
@@ -145,7 +145,8 @@ def open_results(paths: Sequence[Path]) -> Results:
     """Opens results folders together.
 
     Raises:
-        InputError: for a folder without results, one of a newer format, or folders of different images.
+        InputError: for a folder without results, one of a newer format, or folders of different images, or of one
+            model with different weights, preprocessing or precision.
     """
     if not paths:
         raise InputError("no results folder was given; name one that `tmbench sweep` or `tmbench run` wrote.")
@@ -154,11 +155,8 @@ def open_results(paths: Sequence[Path]) -> Results:
     for number, path in enumerate(paths):
         table = read_results(path).assign(folder=number)
         origin = _provenance(path)
-        if origins and _fingerprints(origin) != _fingerprints(origins[0]):
-            raise InputError(
-                f"'{paths[0]}' and '{path}' were evaluated on different images ({_images(origins[0])}; "
-                f"{_images(origin)}) and cannot be shown or compared together; give folders of the same images."
-            )
+        for earlier, other in zip(paths, origins, strict=False):
+            _refuse_unlike(earlier, other, path, origin)
         tables.append(table)
         origins.append(origin)
     table = pd.concat(tables, ignore_index=True)
@@ -190,6 +188,29 @@ def _provenance(path: Path) -> dict[str, Any]:
         )
     content: dict[str, Any] = origin
     return content
+
+
+def _refuse_unlike(path: Path, origin: dict[str, Any], later: Path, other: dict[str, Any]) -> None:
+    """Raises InputError where two folders cannot be looked at together, naming what differs."""
+    remedy = "cannot be shown or compared together; give folders that agree in it."
+    if _fingerprints(origin) != _fingerprints(other):
+        raise InputError(
+            f"'{path}' and '{later}' were evaluated on different images ({_images(origin)}; {_images(other)}) and "
+            f"{remedy}"
+        )
+    for what, held in _conditions(origin).items():
+        found = _conditions(other).get(what, held)
+        if held != found:
+            raise InputError(f"'{path}' and '{later}' differ in the {what} ({held}; {found}) and {remedy}")
+
+
+def _conditions(origin: dict[str, Any]) -> dict[str, Any]:
+    """What else must be the same for outcomes to be comparable, as far as it was recorded."""
+    found = {"precision": origin.get("experiment", {}).get("dtype")}
+    for model, held in origin.get("models", {}).items():
+        found[f"weights of {model}"] = held.get("fingerprint")
+        found |= {f"{key} of {model}": value for key, value in held.get("preprocessing", {}).items()}
+    return found
 
 
 def _fingerprints(origin: dict[str, Any]) -> tuple[str, str]:

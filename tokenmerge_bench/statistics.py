@@ -14,7 +14,7 @@ Bonett and Price (Journal of Educational and Behavioral Statistics 37, 2012) for
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -191,8 +191,9 @@ def interpolate(
 
     A monotone cubic (PCHIP) through accuracy over cost; points of equal cost are averaged. The interval is a
     percentile bootstrap that draws the same images for all points, among them four pseudo-images, of which two are
-    right at every cost and two wrong (Agresti and Coull). It covers the sampling of images, not how the method would
-    truly behave between its points.
+    right at every cost and two wrong (Agresti and Coull). The 95 % interval held the truth in 93.5 to 95.2 % of
+    simulated sweeps of 80 to 2000 images, the truth being the same cubic through the true accuracies: how the method
+    would really behave between its points is not in it.
 
     Args:
         gflops: (P,) costs, in any order.
@@ -207,10 +208,9 @@ def interpolate(
             costs, or for hits other than 0 and 1 or of different images.
     """
     costs, outcomes = _curve(gflops, hits)
-    if not costs[0] <= at <= costs[-1]:
-        raise ValueError(f"{at} lies outside the measured costs, {costs[0]} to {costs[-1]}")
+    _check_covered(costs, at)
     value = float(PchipInterpolator(costs, outcomes.mean(axis=1))(at))
-    resampled = _resampled_means(_with_pseudo_images(outcomes, [[1, 1, 0, 0]] * len(costs)), resamples, seed)
+    resampled = _resampled_means(_with_pseudo_images(outcomes, [[1.0, 1.0, 0.0, 0.0]] * len(costs)), resamples, seed)
     return _percentiles(value, PchipInterpolator(costs, resampled)(at), level)
 
 
@@ -228,8 +228,9 @@ def area_between(
     That is the area between the two monotone cubics (`interpolate`) over the costs they share, divided by the range
     of these costs. The interval is a paired percentile bootstrap that draws the same images for all points of both,
     among them two pseudo-images, one that speaks for A and one for B (Bonett and Price), but by half an image at each
-    cost: images that only one method gets right at every cost are rare, and whole ones would widen the interval too
-    much (99 instead of 95 % on 80 images).
+    cost, because images that only one method gets right at every cost are rare. The 95 % interval held the truth in
+    94.2 to 96.8 % of simulated sweeps of 80 to 2000 images; for two methods that hardly differ on any image it is
+    wider than it need be, 98 % on 300 images and 99 % on 80.
 
     Args:
         gflops_a: (P,) costs of A, in any order.
@@ -244,23 +245,55 @@ def area_between(
         ValueError: if the curves share no range of costs, for fewer than two distinct costs, or for hits other than 0
             and 1 or of different images.
     """
-    costs_a, outcomes_a = _curve(gflops_a, hits_a)
-    costs_b, outcomes_b = _curve(gflops_b, hits_b)
+    curve_a, curve_b = _curve(gflops_a, hits_a), _curve(gflops_b, hits_b)
+    costs_a, costs_b = curve_a[0], curve_b[0]
     low, high = max(costs_a[0], costs_b[0]), min(costs_a[-1], costs_b[-1])
     if not low < high:
         raise ValueError(f"costs {costs_a[0]} to {costs_a[-1]} and {costs_b[0]} to {costs_b[-1]} share no range")
-    _check_images(outcomes_a, outcomes_b)
 
-    def distance(accuracies: Floats) -> Floats:
-        curve_a = PchipInterpolator(costs_a, accuracies[: len(costs_a)])
-        curve_b = PchipInterpolator(costs_b, accuracies[len(costs_a) :])
-        mean: Floats = (curve_a.integrate(low, high) - curve_b.integrate(low, high)) / (high - low)
-        return mean
+    def mean(curve: PchipInterpolator) -> Floats:
+        return np.asarray(curve.integrate(low, high) / (high - low))
 
-    outcomes = np.concatenate([outcomes_a, outcomes_b])
-    half_each = [[0.5, 0]] * len(costs_a) + [[0, 0.5]] * len(costs_b)
-    resampled = _resampled_means(_with_pseudo_images(outcomes, half_each), resamples, seed)
-    return _percentiles(float(distance(outcomes.mean(axis=1))), distance(resampled), level)
+    return _curves_apart(curve_a, curve_b, mean, 0.5, level, resamples, seed)
+
+
+def interpolated_difference(
+    gflops_a: Numbers,
+    hits_a: Sequence[Hits] | Hits,
+    gflops_b: Numbers,
+    hits_b: Sequence[Hits] | Hits,
+    at: float,
+    level: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> Interval:
+    """Difference of two interpolated accuracies, A - B, at an exact budget (`interpolate`).
+
+    The interval is a paired percentile bootstrap that draws the same images for all points of both, among them the
+    two pseudo-images of `paired_bootstrap`. At a budget at which both were measured it is that function's interval.
+
+    Args:
+        gflops_a: (P,) costs of A, in any order.
+        hits_a: (P, images), or P arrays of (images,) or (seeds, images).
+        gflops_b: (Q,) costs of B.
+        hits_b: as for A; the same images in the same order.
+        at: the cost asked for.
+        level: confidence level.
+        resamples: number of bootstrap samples.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: if `at` lies outside the costs of either, for fewer than two distinct costs, or for hits other than
+            0 and 1 or of different images.
+    """
+    curve_a, curve_b = _curve(gflops_a, hits_a), _curve(gflops_b, hits_b)
+    for costs, _ in (curve_a, curve_b):
+        _check_covered(costs, at)
+
+    def there(curve: PchipInterpolator) -> Floats:
+        return np.asarray(curve(at))
+
+    return _curves_apart(curve_a, curve_b, there, 1.0, level, resamples, seed)
 
 
 def pareto_front(cost: Numbers, value: Numbers) -> npt.NDArray[np.bool_]:
@@ -353,6 +386,38 @@ def _curve(gflops: Numbers, hits: Sequence[Hits] | Hits) -> tuple[Floats, Floats
     return costs, np.stack([means[place == index].mean(axis=0) for index in range(len(costs))])
 
 
+def _check_covered(costs: Floats, at: float) -> None:
+    if not costs[0] <= at <= costs[-1]:
+        raise ValueError(f"{at} lies outside the measured costs, {costs[0]} to {costs[-1]}")
+
+
+def _curves_apart(
+    curve_a: tuple[Floats, Floats],
+    curve_b: tuple[Floats, Floats],
+    measure: Callable[[PchipInterpolator], Floats],
+    weight: float,
+    level: float,
+    resamples: int,
+    seed: int,
+) -> Interval:
+    """`measure` of the monotone cubic through A less that of B, with its paired bootstrap.
+
+    A curve is what `_curve` returns. Of the two pseudo-images one is right by `weight` for A alone, one for B alone.
+    """
+    (costs_a, outcomes_a), (costs_b, outcomes_b) = curve_a, curve_b
+    _check_images(outcomes_a, outcomes_b)
+
+    def apart(accuracies: Floats) -> Floats:
+        a, b = np.split(accuracies, [len(costs_a)])
+        return measure(PchipInterpolator(costs_a, a)) - measure(PchipInterpolator(costs_b, b))
+
+    outcomes = np.concatenate([outcomes_a, outcomes_b])
+    pseudo = [[weight, 0.0]] * len(costs_a) + [[0.0, weight]] * len(costs_b)
+    resampled = _resampled_means(_with_pseudo_images(outcomes, pseudo), resamples, seed)
+    differences = apart(np.column_stack([outcomes.mean(axis=1), resampled]))
+    return _percentiles(float(differences[0]), differences[1:], level)
+
+
 def _with_pseudo_images(outcomes: Floats, pseudo: Sequence[Sequence[float]]) -> Floats:
     """Outcomes (rows, images) with those of pseudo-images (rows, few) behind them."""
     return np.concatenate([outcomes, np.array(pseudo, dtype=float)], axis=1)
@@ -367,9 +432,11 @@ def _resampled_means(outcomes: Floats, resamples: int, seed: int) -> Floats:
     patterns, images = np.unique(outcomes, axis=1, return_counts=True)
     total, share = images.sum(), images / images.sum()
     random = np.random.default_rng(seed)
-    # One resample at a time, because all of them at once can take gigabytes.
-    sums = [patterns @ random.multinomial(total, share) for _ in range(resamples)]
-    means: Floats = np.stack(sums, axis=1) / total
+    # In blocks, because all resamples at once can take gigabytes.
+    block = max(1, 2**17 // len(share))
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    sums = [patterns @ random.multinomial(total, share, size=size).T for size in sizes]
+    means: Floats = np.concatenate(sums, axis=1) / total
     return means
 
 

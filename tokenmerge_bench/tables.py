@@ -150,7 +150,7 @@ def _by_k(results: Results, model: str) -> dict[int, Setting]:
     """The unreduced model as k = 0, and DHTM's settings with default options and budgets such as `k=40`."""
     rows = results.summary
     rows = rows[(rows["model"] == model) & (rows["trained"] == "no")]
-    dhtm = rows[(rows["label"] == "dhtm") & rows["budget"].fillna("").str.fullmatch(r"k=\d+")]
+    dhtm = rows[(rows["label"] == published.TABLE1_METHOD) & rows["budget"].fillna("").str.fullmatch(r"k=\d+")]
     by_k = {int(row["budget"].removeprefix("k=")): row for row in dhtm.to_dict("records")}
     for unreduced in rows[rows["method"] == UNREDUCED].to_dict("records"):
         by_k[0] = unreduced

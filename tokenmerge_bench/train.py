@@ -179,7 +179,10 @@ def open_training_set(spec: str) -> ImageSet:
     if not root.is_dir():
         raise InputError(f"no folder '{spec}' to train on: give one of Fashion-MNIST files or of class folders")
     looks_like_idx = any(root.glob("*-ubyte*")) or (root / "FashionMNIST").is_dir()
-    return fashion_mnist_train(root) if looks_like_idx else open_dataset(spec)
+    if looks_like_idx:
+        return fashion_mnist_train(root)
+    # A folder that holds train/ and val/ must not be trained on its validation images.
+    return open_dataset(spec, split="train" if (root / "train").is_dir() else None)
 
 
 @dataclass(frozen=True)
