@@ -435,6 +435,13 @@ class TestInterpolatedDifference:
         assert found.value == pytest.approx(expected.value)
         assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.003)
 
+    def test_of_a_method_with_itself_has_the_width_of_the_paired_bootstrap(self) -> None:
+        a, _ = Truth().sweep(400, 1)
+        found = interpolated_difference(Truth().gflops_a, a, Truth().gflops_a, a, 0.66)
+        expected = paired_bootstrap(a[1], a[1])
+        assert found.value == 0
+        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), rel=0.05)
+
     @settings(max_examples=25)
     @given(curves(), st.floats(0.6, 1))
     def test_is_that_of_the_interpolated_accuracies(self, hits: Hits, at: float) -> None:

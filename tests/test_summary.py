@@ -15,7 +15,8 @@ from rich.console import Console
 
 from tokenmerge_bench.display import ProgressReporter, SilentReporter, reasons, results_table, short_knob
 from tokenmerge_bench.knobs import MergesPerLayer
-from tokenmerge_bench.store import COLUMNS, outcomes_file, read_results
+from tokenmerge_bench.results import open_results
+from tokenmerge_bench.store import COLUMNS, FORMAT, outcomes_file, read_results
 from tokenmerge_bench.summary import summarise
 
 HISTORIC = sorted((Path(__file__).parent / "historic_results").iterdir())
@@ -159,23 +160,36 @@ def test_the_bar_counts_what_is_done_already(capsys: pytest.CaptureFixture[str])
 
 
 def test_there_are_earlier_results() -> None:
-    assert [path.name for path in HISTORIC][:1] == ["v1"]
+    assert [path.name for path in HISTORIC] == [f"v{number}" for number in range(1, FORMAT + 1)]
+
+
+def test_results_of_format_1_are_shown_as_they_were() -> None:
+    results = read_results(HISTORIC[0])
+    assert set(results["status"]) == {"ok", "unreachable", "failed"}
+    assert any("must be trained first" in line for line in reasons(results))
+
+
+def test_results_of_format_2_have_missing_methods_and_examples() -> None:
+    results = open_results([HISTORIC[1]])
+    assert set(results.table["status"]) == {"ok", "unreachable", "missing"}
+    assert any("sit: missing, not here yet" in line for line in reasons(results.table))
+    dhtm = results.table[results.table["method"] == "dhtm"].to_dict("records")[0]
+    assert [len(example.sites) for example in results.examples(dhtm)] == [3, 3]
 
 
 @pytest.mark.parametrize("folder", HISTORIC, ids=lambda path: path.name)
 def test_earlier_results_load(folder: Path) -> None:
     results = read_results(folder)
-    assert set(results["status"]) == {"ok", "unreachable", "failed"}
     assert results["method"].tolist().count("none") == 1
-    assert set(results["budget"]) == {"1", "0.5", "0.4"}
+    assert set(results["budget"].dropna()) == {"1", "0.5", "0.4"}
     rows = summarise(results).set_index(["label", "budget"])
     assert rows.loc[("random", "0.5"), "seeds"] == 2
     text = shown(results, results["model"][0])
     assert "tome:staged=true" in text
     assert "unreachable" in text
-    assert any("must be trained first" in line for line in reasons(results))
     manifest = json.loads((folder / "sweep.json").read_text())
-    assert set(results["point"]) == set(manifest["points"])
+    planned = results[results["status"] != "missing"]
+    assert set(planned["point"]) == set(manifest["points"])
     good = results[results["status"] == "ok"]
     for point in good.to_dict("records"):
         record = json.loads((folder / "records" / f"{point['point']}.json").read_text())

@@ -1,11 +1,18 @@
-"""Points of accuracy lost by each way of reading the paper, measured, beside the drops that its Table 1 reports."""
+"""Points of accuracy lost by each way of reading the paper, measured, beside the drops that its Table 1 reports.
+
+A *place* is what a comparison is about: images, model, weights and precision. A *view* is how the model was shown the
+images: its preprocessing. Folders of one place and view are one comparison; several views of one place can be averaged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Any
 
 import pandas as pd
+from scipy.stats import spearmanr
 
 from tokenmerge_bench.audit_flops import ROUNDING
 from tokenmerge_bench.points import UNREDUCED
@@ -16,90 +23,152 @@ STAND_IN = "deit_tiny_patch16_224"
 """Whose published drops stand beside a model that the paper does not have."""
 LARGEST = 3
 """Settings are ordered by their mean loss at this many of the largest k, where losses are larger than noise."""
-COLUMNS = (
-    "dataset", "images", "n_images", "model", "setting", "k", "seeds",
-    "lost", "low", "high", "reported_model", "reported_lost", "inside",
-)  # fmt: skip
-RANKED = ("dataset", "images", "model", "setting", "ks", "mean_lost", "compatible", "evaluated", "excluded_at")
-DESCRIBED = (
-    "dataset", "images", "n_images", "model", "weights", "crop_pct", "top1", "top1_low", "top1_high", "reported_top1",
-)  # fmt: skip
+FEWEST = 3
+"""Settings that two models must have in common for their orders to be compared."""
+UNKNOWN = "unknown"
+"""Preprocessing that a folder did not record."""
+PLACE = ["dataset", "images", "model", "weights", "dtype"]
+VIEW = ["crop_pct", "crop_mode", "interpolation", "input_size", "mean", "std"]
+CELL = [*PLACE, *VIEW, "setting", "k"]
+LOSS = ["n_images", "seeds", "lost", "low", "high", "reported_model", "reported_lost", "inside"]
+STANDING = ["setting", "ks", "mean_lost", "compatible", "excluded_at"]
+ORDERS = ["dataset", "images", "model", "other", "settings", "ks", "rho"]
 
 
-def compare_accuracy(results: Sequence[Results], table1: pd.DataFrame) -> pd.DataFrame:
-    """A row per setting and k of Table 1 that was evaluated, on any model.
+def read_outcomes(results: Sequence[Results], table1: pd.DataFrame) -> pd.DataFrame:
+    """A row per place, view, setting and k of Table 1 that was evaluated; of folders that hold the same one, the first.
 
-    Columns dataset, images (fingerprint of the choice), n_images, model, setting (method with options), k, seeds; lost,
-    low, high: points of top-1 below the unreduced model on the same images, with the 95 % interval of the paired
-    difference; reported_model and reported_lost; inside: whether the reported drop, which is rounded, is in the
-    interval. Only budgets `k` with one number for all blocks are looked at.
+    Columns dataset; images: fingerprints of the image set and of the choice from it; model; weights: their fingerprint;
+    dtype; crop_pct, crop_mode, interpolation, input_size, mean, std as text; setting (method with options), k; unreduced and
+    hits: frames (seeds, images) that say whether top-1 was right, without and with reduction. Only budgets `k` with one
+    number for all blocks are looked at, and only models whose unreduced accuracy is in the same folder.
 
     Raises:
         InputError: if per-image outcomes are missing.
     """
-    rows = [row for r in results for model in r.summary["model"].unique() for row in _model(r, model, table1)]
-    return pd.DataFrame(rows, columns=COLUMNS).drop_duplicates(["images", "model", "setting", "k"], ignore_index=True)
+    rows = [row for r in results for model in r.summary["model"].unique() for row in _outcomes(r, model, table1)]
+    return pd.DataFrame(rows, columns=[*CELL, "unreduced", "hits"]).drop_duplicates(CELL, ignore_index=True)
 
 
-def _model(results: Results, model: str, table1: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of one model on one image set; none without the unreduced model to compare with."""
-    drops = _reported_drops(table1, model)
-    ks = {f"k={k}": k for k in drops}
+def _outcomes(results: Results, model: str, table1: pd.DataFrame) -> list[dict[str, Any]]:
+    ks = {f"k={k}": int(k) for k in table1["k"] if k > 0}
     done = results.summary[(results.summary["model"] == model) & (results.summary["status"] == "ok")]
     reduced = done[done["budget"].isin(list(ks)) & (done["method"] != UNREDUCED)].to_dict("records")
     unreduced = results.unreduced(model)
     if unreduced is None or not reduced:
         return []
-    stock_hits, *all_hits = results.hits(unreduced, *reduced)
-    rows = []
-    for row, hits in zip(reduced, all_hits, strict=True):
-        loss = paired_difference(stock_hits, hits)
-        low, high, k = 100 * loss.low, 100 * loss.high, ks[row["budget"]]
-        rows.append(
-            {
-                "dataset": results.dataset,
-                "images": results.fingerprints[1],
-                "n_images": hits.shape[1],
-                "model": model,
-                "setting": row["label"],
-                "k": k,
-                "seeds": len(hits),
-                "lost": 100 * loss.value,
-                "low": low,
-                "high": high,
-                "reported_model": model if model in set(table1["model"]) else STAND_IN,
-                "reported_lost": drops[k],
-                # the reported drop is the difference of two rounded numbers
-                "inside": low - 2 * ROUNDING <= drops[k] <= high + 2 * ROUNDING,
-            }
-        )
-    return rows
+    images = results.outcomes(results.runs(unreduced).to_dict("records")[0]).index  # the order that `hits` follows
+    stock, *all_hits = (pd.DataFrame(hits, columns=images) for hits in results.hits(unreduced, *reduced))
+    where = _where(results, model)
+    return [
+        {**where, "setting": row["label"], "k": ks[row["budget"]], "unreduced": stock, "hits": hits}
+        for row, hits in zip(reduced, all_hits, strict=True)
+    ]
 
 
-def _reported_drops(table1: pd.DataFrame, model: str) -> dict[int, float]:
-    """Points lost at each k above 0, in the paper's own Table 1."""
-    known = model if model in set(table1["model"]) else STAND_IN
-    column = table1[table1["model"] == known]
-    unreduced = float(column.loc[column["k"] == 0, "top1"].iloc[0])
-    return {int(k): round(unreduced - top1, 2) for k, top1 in zip(column["k"], column["top1"], strict=True) if k > 0}
+def _where(results: Results, model: str) -> dict[str, str]:
+    """Place and view of a model in opened folders."""
+    held = {name: held for origin in results.provenance for name, held in origin["models"].items()}[model]
+    preprocessing = held.get("preprocessing", {})
+    return {
+        "dataset": results.dataset,
+        "images": "/".join(results.fingerprints),
+        "model": model,
+        "weights": held["fingerprint"],
+        "dtype": results.provenance[0]["experiment"]["dtype"],
+        **{name: _text(preprocessing.get(name, UNKNOWN)) for name in VIEW},
+    }
 
 
-def rank_settings(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """The settings of each image set and model, least loss first.
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(_text, value))
+    return value if isinstance(value, str) else f"{value:g}"
 
-    Columns dataset, images, model, setting; ks and mean_lost: mean of points lost over the largest k that all settings
-    have (none and missing where there is no such k); compatible: whether the reported drop is inside at every k that
-    was evaluated; their number; excluded_at: the k where it is not.
+
+def compare_accuracy(outcomes: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
+    """The loss in each row of `read_outcomes`.
+
+    Columns as there up to k; n_images, seeds; lost, low, high: points of top-1 below the unreduced model on the same
+    images, with the 95 % interval of the paired difference; reported_model and reported_lost; inside: whether the
+    reported drop, which is rounded, is in the interval.
+    """
+    rows = [
+        {**{name: row[name] for name in CELL}, **_loss(row, row["unreduced"], row["hits"], table1)}
+        for row in outcomes.to_dict("records")
+    ]
+    return pd.DataFrame(rows, columns=[*CELL, *LOSS])
+
+
+def average_views(outcomes: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
+    """The mean loss over all views of a place, for each setting and k that every view has; empty for single views.
+
+    Columns as in `compare_accuracy`, with their number `views` in place of what they were. Of each image the mean over
+    views and seeds counts, so that images stay the unit of the interval: views are no new images. Only images that
+    could be read in all views count.
     """
     rows: list[dict[str, Any]] = []
-    for key, group in accuracy.groupby(["dataset", "images", "model"], sort=False):
-        assert isinstance(key, tuple)
-        place = dict(zip(("dataset", "images", "model"), key, strict=True))
+    for _, place in outcomes.groupby(PLACE, sort=False):
+        views = len(place.drop_duplicates(VIEW))
+        for _, cell in place.groupby(["setting", "k"], sort=False):
+            if len(cell) == views > 1:
+                first = cell.to_dict("records")[0]
+                kept = {name: first[name] for name in [*PLACE, "setting", "k"]}
+                loss = _loss(first, _pooled(cell["unreduced"]), _pooled(cell["hits"]), table1)
+                rows.append({**kept, "views": views, **loss, "seeds": len(first["hits"])})
+    return pd.DataFrame(rows, columns=[*PLACE, "setting", "k", "views", *LOSS])
+
+
+def _pooled(views: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Hits of several views as if they were seeds; each view weighs the same, however many seeds it has."""
+    frames = list(views)
+    most = math.lcm(*map(len, frames))
+    return pd.concat([frame for frame in frames for _ in range(most // len(frame))], join="inner")
+
+
+def _loss(
+    cell: dict[Any, Any], unreduced: pd.DataFrame, hits: pd.DataFrame, table1: pd.DataFrame
+) -> dict[str, float | str | bool]:
+    known = cell["model"] if cell["model"] in set(table1["model"]) else STAND_IN
+    column = table1[table1["model"] == known].set_index("k")["top1"]
+    drop = round(float(column[0] - column[cell["k"]]), 2)
+    loss = paired_difference(unreduced.to_numpy(), hits.to_numpy())
+    low, high = 100 * loss.low, 100 * loss.high
+    return {
+        "n_images": hits.shape[1],
+        "seeds": len(hits),
+        "lost": 100 * loss.value,
+        "low": low,
+        "high": high,
+        "reported_model": known,
+        "reported_lost": drop,
+        # the reported drop is the difference of two rounded numbers
+        "inside": low - 2 * ROUNDING <= drop <= high + 2 * ROUNDING,
+    }
+
+
+def fullest_views(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `compare_accuracy` in the view of each place that has most of them; among equals the first."""
+    size = accuracy.groupby([*PLACE, *VIEW], sort=False)["lost"].transform("size")
+    largest = accuracy[size == size.groupby([accuracy[name] for name in PLACE]).transform("max")]
+    return largest.merge(largest.drop_duplicates(PLACE)[[*PLACE, *VIEW]])
+
+
+def rank_settings(losses: pd.DataFrame) -> pd.DataFrame:
+    """The settings of each place, least loss first, from losses in one view of it or from their means over views.
+
+    Columns dataset, images, model, weights, dtype, setting; ks and mean_lost: mean of points lost over the largest k
+    that all settings have (none and missing where there is no such k); compatible: whether the reported drop is inside
+    at every k that was evaluated; excluded_at: the k where it is not.
+    """
+    rows: list[dict[str, Any]] = []
+    for _, group in losses.groupby(PLACE, sort=False):
+        place = group[PLACE].to_dict("records")[0]
         settings = list(group.groupby("setting", sort=False))
         ks = sorted(set.intersection(*(set(part["k"]) for _, part in settings)))[-LARGEST:]
         found = [{**place, "setting": setting, **_standing(part, ks)} for setting, part in settings]
         rows += sorted(found, key=lambda row: float(row["mean_lost"]))
-    return pd.DataFrame(rows, columns=RANKED)
+    return pd.DataFrame(rows, columns=[*PLACE, *STANDING])
 
 
 def _standing(part: pd.DataFrame, ks: list[int]) -> dict[str, Any]:
@@ -108,28 +177,51 @@ def _standing(part: pd.DataFrame, ks: list[int]) -> dict[str, Any]:
         "ks": ", ".join(map(str, ks)),
         "mean_lost": part.loc[part["k"].isin(ks), "lost"].mean(),
         "compatible": outside.empty,
-        "evaluated": len(part),
-        "excluded_at": ", ".join(map(str, outside)),
+        "excluded_at": ", ".join(map(str, sorted(outside))),
     }
 
 
-def describe_images(results: Sequence[Results], accuracy: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
-    """What the measured losses rest on: a row per image set and model of `accuracy`.
+def compare_orders(losses: pd.DataFrame) -> pd.DataFrame:
+    """Whether two models order the settings alike, on the same images: a row per pair of models.
 
-    Columns dataset, images, n_images, model, weights, crop_pct (missing where it was not recorded); top1, top1_low,
-    top1_high of the unreduced model in percent, and reported_top1 (missing where none was published).
+    Columns dataset, images, model, other; settings: how many both have; ks: the largest k that both have of all of
+    them; rho: Spearman's rank correlation of the mean losses over these k. Pairs with fewer than three settings in
+    common, or without any order among them, have no row.
+
+    Args:
+        losses: in one view of each place (`fullest_views`).
+    """
+    rows = []
+    for _, alike in losses.groupby(["dataset", "images", "dtype"], sort=False):
+        models = [part for _, part in alike.groupby(["model", "weights"], sort=False)]
+        for one, two in combinations(models, 2):
+            both = one.merge(two, on=["dataset", "images", "setting", "k"], suffixes=("", "_other"))
+            settings = both["setting"].nunique()
+            shared = both.groupby("k")["setting"].nunique()
+            ks = sorted(shared.index[shared == settings])[-LARGEST:]
+            means = both[both["k"].isin(ks)].groupby("setting")[["lost", "lost_other"]].mean()
+            if len(means) >= FEWEST and (means.nunique() > 1).all():
+                first = both.rename(columns={"model_other": "other"}).to_dict("records")[0]
+                rho = float(spearmanr(means["lost"], means["lost_other"]).statistic)
+                rows.append({**first, "settings": settings, "ks": ", ".join(map(str, ks)), "rho": rho})
+    return pd.DataFrame(rows, columns=ORDERS)
+
+
+def describe_images(results: Sequence[Results], accuracy: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
+    """What the measured losses rest on: a row per place and view of `accuracy`.
+
+    Columns as there up to std; n_images, weights_file; top1, top1_low, top1_high of the unreduced model in percent, and
+    reported_top1 (missing where none was published).
     """
     reported = table1[table1["k"] == 0].set_index("model")["top1"].to_dict()
     rows = []
     for folder in results:
-        used = accuracy.loc[accuracy["images"] == folder.fingerprints[1], "model"].unique()
-        recorded = {name: held for origin in folder.provenance for name, held in origin.get("models", {}).items()}
-        for model in used:
+        for model in folder.summary["model"].unique():
             unreduced = folder.unreduced(model)
-            if unreduced is None:
-                continue
-            kept = {key: unreduced[key] for key in ("n_images", "model", "weights", "top1", "top1_low", "top1_high")}
-            crop = recorded.get(model, {}).get("preprocessing", {}).get("crop_pct")
-            place = {"dataset": folder.dataset, "images": folder.fingerprints[1]}
-            rows.append({**place, **kept, "crop_pct": crop, "reported_top1": reported.get(model)})
-    return pd.DataFrame(rows, columns=DESCRIBED).drop_duplicates(["images", "model"], ignore_index=True)
+            if unreduced is not None:
+                kept = {name: unreduced[name] for name in ("n_images", "top1", "top1_low", "top1_high")}
+                origin = {"weights_file": unreduced["weights"], "reported_top1": reported.get(model)}
+                rows.append({**_where(folder, model), **kept, **origin})
+    columns = [*PLACE, *VIEW, "n_images", "weights_file", "top1", "top1_low", "top1_high", "reported_top1"]
+    described = pd.DataFrame(rows, columns=columns).drop_duplicates([*PLACE, *VIEW])
+    return accuracy[[*PLACE, *VIEW]].drop_duplicates().merge(described)

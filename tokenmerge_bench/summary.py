@@ -20,7 +20,7 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     Accuracies and the bounds of their intervals are means over seeds; `top1_sd` is the sample standard deviation
     over the seeds (0 for one) and `seeds` their number. `label` is the method with its options, as it is asked for.
     """
-    results = results.assign(options=results["options"].fillna(""), knob=results["knob"].fillna(""))
+    results = results.assign(**{column: results[column].fillna("") for column in ("options", "knob", "budget")})
     rows: list[dict[Any, Any]] = []
     groups: dict[Any, pd.DataFrame] = dict(list(results.groupby(SETTING, sort=False, dropna=False)))
     for group in groups.values():
