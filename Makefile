@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sweep test lint types clean
+.PHONY: sweep test lint types docs clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/tmbench sweep --out results/demo
@@ -21,6 +21,14 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+PHOTOGRAPHS = experiments/results/photographs
+docs: $(VENV)/.installed
+	$(BIN)/tmbench audit $(PHOTOGRAPHS)/table1 $(PHOTOGRAPHS)/table2 $(PHOTOGRAPHS)/fig4 $(PHOTOGRAPHS)/averaging_attention \
+		$(PHOTOGRAPHS)/placement $(PHOTOGRAPHS)/connectivity $(PHOTOGRAPHS)/similarity $(PHOTOGRAPHS)/k_schedule \
+		$(wildcard $(PHOTOGRAPHS)/crops/*) experiments/results/embedded/fig1 experiments/results/embedded/table2 --out docs
+	$(BIN)/tmbench run fig2 --dataset demo --out results/fig2-demo
+	$(BIN)/tmbench figures results/fig2-demo --only fig2,fig3 --formats png,svg --out docs/figures/explained
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

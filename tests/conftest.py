@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commands import Command, Done
 from hypothesis import settings
 from sweeping import TINY_RGB, save_image, save_random_weights
 
@@ -68,3 +70,42 @@ def image_folder(tmp_path: Path) -> Path:
         for image in range(2):
             save_image(root / wnid / f"{image}.png", seed=10 * number + image)
     return root
+
+
+@pytest.fixture
+def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Methods that a test adds are gone after it."""
+    from tokenmerge_bench import reducers
+    from tokenmerge_bench.options import parse_method
+
+    parse_method("dhtm")
+    known = dict(reducers._registered)
+    monkeypatch.setattr(reducers, "_registered", known)
+    monkeypatch.setattr("tokenmerge_bench.registry._registered", known)
+
+
+@pytest.fixture
+def tmbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
+    """Runs the command in this process, in an empty folder, as a script that is piped."""
+    from tokenmerge_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Done:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["tmbench", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        code = ended.value.code
+        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and figures after a sweep are named, not made: they have tests of their own and only take time."""
+    monkeypatch.setattr(
+        "tokenmerge_bench.products.make", lambda _, names, folder: ([folder / f"{name}.png" for name in names], {})
+    )

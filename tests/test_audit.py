@@ -18,7 +18,15 @@ import torch
 
 from tokenmerge_bench import published
 from tokenmerge_bench.audit import Audit, audit, write
-from tokenmerge_bench.audit_accuracy import compare_accuracy, describe_images, rank_settings
+from tokenmerge_bench.audit_accuracy import (
+    average_views,
+    compare_accuracy,
+    compare_orders,
+    describe_images,
+    fullest_views,
+    rank_settings,
+    read_outcomes,
+)
 from tokenmerge_bench.audit_claims import Paper, check_claims
 from tokenmerge_bench.audit_flops import (
     DESCRIBED,
@@ -50,9 +58,19 @@ def without_results() -> Audit:
 
 def measured(answers: Audit, *results: Results) -> Audit:
     """The same audit with results; what does not depend on them is not computed again."""
-    accuracy = compare_accuracy(results, published.table1())
-    images = describe_images(results, accuracy, published.table1())
-    return dataclasses.replace(answers, accuracy=accuracy, settings=rank_settings(accuracy), images=images)
+    table1 = published.table1()
+    outcomes = read_outcomes(results, table1)
+    accuracy, views = compare_accuracy(outcomes, table1), average_views(outcomes, table1)
+    images = describe_images(results, accuracy, table1)
+    return dataclasses.replace(answers, accuracy=accuracy, views=views, images=images)
+
+
+def losses_of(*results: Results) -> pd.DataFrame:
+    return compare_accuracy(read_outcomes(results, published.table1()), published.table1())
+
+
+def means_of(*results: Results) -> pd.DataFrame:
+    return average_views(read_outcomes(results, published.table1()), published.table1())
 
 
 def residuals(answers: Audit, model: str, layers: str, position: str) -> pd.Series:
@@ -321,9 +339,19 @@ def test_statements_that_cannot_be_looked_up_are_named(
 
 
 Hits = dict[tuple[str, str, str], list[list[bool]]]
+VIEW_09 = {"input_size": [3, 224, 224], "interpolation": "bicubic", "crop_pct": 0.9, "crop_mode": "center"}
+VIEW_09 |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 
-def results_folder(path: Path, hits: Hits, model: str = TINY, images: str = "cafe") -> Results:
+def results_folder(
+    path: Path,
+    hits: Hits,
+    model: str = TINY,
+    images: str = "cafe",
+    weights: str = "abc",
+    dtype: str = "float32",
+    **preprocessing: Any,
+) -> Results:
     """A finished sweep: per-image hits of each seed by (method, options, budget)."""
     rows: list[dict[str, Any]] = []
     (path / "outcomes").mkdir(parents=True)
@@ -348,7 +376,10 @@ def results_folder(path: Path, hits: Hits, model: str = TINY, images: str = "caf
     origin = {
         "dataset": {"name": "photos", "fingerprint": "f00d"},
         "subset": {"images": len(right), "fingerprint": images},
-        "models": {model: {"weights": "w.safetensors", "preprocessing": {"crop_pct": 0.9}}},
+        "experiment": {"dtype": dtype},
+        "models": {
+            model: {"weights": "w.safetensors", "fingerprint": weights, "preprocessing": VIEW_09 | preprocessing}
+        },
     }
     (path / "provenance.json").write_text(json.dumps(origin), encoding="utf-8")
     return open_results([path])
@@ -374,7 +405,7 @@ READ: Hits = {
 
 def test_losses_are_paired_with_the_unreduced_model_on_the_same_images(tmp_path: Path) -> None:
     results = results_folder(tmp_path / "r", UNREDUCED | READ)
-    losses = compare_accuracy([results], published.table1()).set_index(["setting", "k"])
+    losses = losses_of(results).set_index(["setting", "k"])
     assert sorted(losses.index) == [
         ("dhtm", 40), ("dhtm", 56), ("dhtm:prop_attn=false", 40), ("dhtm:prop_attn=false", 56),
         ("random", 40), ("random", 56),
@@ -391,19 +422,20 @@ def test_losses_are_paired_with_the_unreduced_model_on_the_same_images(tmp_path:
 def test_a_drop_that_rounding_may_have_put_outside_an_interval_is_not_excluded(tmp_path: Path) -> None:
     results = results_folder(tmp_path / "r", {**UNREDUCED, ("dhtm", "", "k=40"): [right(22)]})
     table = published.table1()
-    (loss,) = compare_accuracy([results], table).to_dict("records")
+    outcomes = read_outcomes([results], table)
+    (loss,) = compare_accuracy(outcomes, table).to_dict("records")
     furthest = math.floor(100 * (loss["high"] + 0.01)) / 100  # two numbers are rounded, each by up to 0.005
     assert furthest > loss["high"]
     for drop, inside in ((furthest, True), (furthest + 0.01, False)):
         table.loc[(table["model"] == TINY) & (table["k"] == 40), "top1"] = 72.20 - drop
-        (compared,) = compare_accuracy([results], table).to_dict("records")
+        (compared,) = compare_accuracy(outcomes, table).to_dict("records")
         assert compared["reported_lost"] == round(drop, 2)
         assert compared["inside"] == inside
 
 
 def test_settings_are_ordered_over_the_k_that_all_have(tmp_path: Path) -> None:
     results = results_folder(tmp_path / "r", UNREDUCED | READ | {("lotm", "", "k=56"): [right(26)]})
-    ranked = rank_settings(compare_accuracy([results], published.table1())).set_index("setting")
+    ranked = rank_settings(losses_of(results)).set_index("setting")
     assert set(ranked["ks"]) == {"56"}
     assert ranked["mean_lost"].round(6).to_dict() == {
         "dhtm:prop_attn=false": 0.25,
@@ -423,21 +455,23 @@ def test_settings_are_ordered_over_the_k_that_all_have(tmp_path: Path) -> None:
 def test_settings_without_a_common_k_are_not_ordered(tmp_path: Path, without_results: Audit) -> None:
     points = {("dhtm", "", "k=40"): [right(22)], ("lotm", "", "k=56"): [right(26)]}
     results = results_folder(tmp_path / "r", UNREDUCED | points)
-    ranked = rank_settings(compare_accuracy([results], published.table1()))
+    ranked = rank_settings(losses_of(results))
     assert ranked["mean_lost"].isna().all()
     document = write(measured(without_results, results), tmp_path / "out")[0].read_text(encoding="utf-8")
-    assert "Least lost first" not in document
+    assert "mean of k" not in document
 
 
 def test_another_model_stands_beside_the_drops_of_deit_tiny_and_says_so(tmp_path: Path, without_results: Audit) -> None:
     other = results_folder(tmp_path / "r", UNREDUCED | READ, model="vit_tiny_patch16_224")
-    losses = compare_accuracy([other], published.table1())
+    losses = losses_of(other)
     assert set(losses["reported_model"]) == {TINY}
     assert losses["reported_lost"].tolist() == [0.54, 2.22] * 3
     document = write(measured(without_results, other), tmp_path / "out")[0].read_text(encoding="utf-8")
-    assert "### vit_tiny on photos, 400 images" in document
+    assert "### vit_tiny, 400 images of photos" in document
     assert "| reported, deit_tiny |" in document
     assert "nothing was reported of this model" in document
+    assert "so nothing is excluded." in document
+    assert "| excluded at k |" not in document
 
 
 def test_folders_of_the_same_images_are_one_comparison(tmp_path: Path, without_results: Audit) -> None:
@@ -447,15 +481,135 @@ def test_folders_of_the_same_images_are_one_comparison(tmp_path: Path, without_r
     elsewhere = results_folder(tmp_path / "c", {**UNREDUCED, ("dhtm", "", "k=40"): [right(40)]}, images="beef")
     answers = measured(without_results, first, second, elsewhere)
     assert answers.accuracy[["images", "setting"]].to_numpy().tolist() == [
-        ["cafe", "dhtm"], ["cafe", "lotm"], ["beef", "dhtm"],
+        ["f00d/cafe", "dhtm"], ["f00d/cafe", "lotm"], ["f00d/beef", "dhtm"],
     ]  # fmt: skip
-    assert answers.images["images"].tolist() == ["cafe", "beef"]
+    assert answers.images["images"].tolist() == ["f00d/cafe", "f00d/beef"]
+    assert answers.views.empty
+
+
+# --- several views of the same images ---------------------------------------------------------------------------------
+
+
+def two_views(tmp_path: Path) -> tuple[Results, Results]:
+    """dhtm at k=40 loses 0.5 points at crop 0.9 and 1.5 at crop 0.8, where files list the images in another order."""
+    lotm: Hits = {("lotm", "", f"k={k}"): [right(26)] for k in (40, 56)}
+    near = {("dhtm", "", "k=40"): [right(22)], ("random", "", "k=40"): [right(24), right(28)]}
+    far = {("dhtm", "", "k=40"): [right(26)], ("random", "", "k=40"): [right(30)]}
+    one = results_folder(tmp_path / "near", UNREDUCED | near)
+    two = results_folder(tmp_path / "far", UNREDUCED | far | lotm, crop_pct=0.8)
+    for file in (tmp_path / "far" / "outcomes").iterdir():
+        pd.read_csv(file).iloc[::-1].to_csv(file, index=False)
+    return one, two
+
+
+def test_views_of_the_same_images_are_compared_one_by_one(tmp_path: Path) -> None:
+    losses = losses_of(*two_views(tmp_path)).set_index(["crop_pct", "setting", "k"])["lost"].round(6)
+    assert losses.to_dict() == {
+        ("0.9", "dhtm", 40): 0.5, ("0.9", "random", 40): 1.5,
+        ("0.8", "dhtm", 40): 1.5, ("0.8", "random", 40): 2.5, ("0.8", "lotm", 40): 1.5, ("0.8", "lotm", 56): 1.5,
+    }  # fmt: skip
+
+
+def test_the_mean_over_views_counts_each_image_once_and_each_view_alike(tmp_path: Path) -> None:
+    means = means_of(*two_views(tmp_path)).set_index(["setting", "k"])
+    assert means["lost"].round(6).to_dict() == {("dhtm", 40): 1.0, ("random", 40): 2.0}  # lotm has one view
+    assert means["views"].tolist() == [2, 2]
+    assert means["seeds"].tolist() == [1, 2]
+    assert means["n_images"].tolist() == [400, 400]
+    assert means["inside"].tolist() == [True, False]
+    # Bonett and Price by hand: two images are lost in both views and four in one; two pseudo-images are added
+    total, squares, images = 2 * 1 + 4 * 0.5, 2 * 1 + 4 * 0.25 + 2, 402
+    margin = 1.959964 * math.sqrt(squares / images - (total / images) ** 2) / math.sqrt(images)
+    expected = [100 * (total / images - margin), 100 * (total / images + margin)]
+    assert means[["low", "high"]].to_numpy()[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "other", [{"weights": "other"}, {"dtype": "float64"}, {"input_size": [3, 384, 384]}, {"images": "beef"}], ids=str
+)
+def test_what_is_more_than_another_view_is_never_averaged(tmp_path: Path, other: dict[str, Any]) -> None:
+    points = {**UNREDUCED, ("dhtm", "", "k=40"): [right(22)]}
+    folders = results_folder(tmp_path / "a", points), results_folder(tmp_path / "b", points, crop_pct=0.8, **other)
+    assert means_of(*folders).empty
+    assert len(fullest_views(losses_of(*folders))) == 2
+
+
+def test_the_fullest_view_is_shown_and_the_first_of_equal_ones(tmp_path: Path) -> None:
+    near, far = two_views(tmp_path)
+    assert set(fullest_views(losses_of(near, far))["crop_pct"]) == {"0.8"}
+    again = results_folder(tmp_path / "again", {**UNREDUCED, ("dhtm", "", "k=40"): [right(21)]}, crop_pct=1)
+    smaller = results_folder(tmp_path / "smaller", {**UNREDUCED, ("dhtm", "", "k=40"): [right(21)]}, crop_pct=0.7)
+    assert fullest_views(losses_of(again, smaller))["crop_pct"].tolist() == ["1"]
+
+
+def test_the_document_has_one_section_with_the_mean_over_views(tmp_path: Path, without_results: Audit) -> None:
+    files = write(measured(without_results, *two_views(tmp_path)), tmp_path / "out")
+    assert [file.name for file in files][-2:] == ["audit_accuracy.csv", "audit_views.csv"]
+    document = files[0].read_text(encoding="utf-8")
+    assert_well_formed(document)
+    assert document.count("### deit_tiny, 400 images of photos") == 1
+    shown, _, averaged = document.partition("Mean over 2 views, crop_pct 0.8 / 0.9 (unreduced top-1 95.00 / 95.00 %)")
+    assert "| measured, `lotm` | 1.50 (" in shown
+    assert "| measured, `dhtm` | 1.00 (-0.09 to 2.08) | 1.00 | none |" in averaged
+    assert "| each view | 1.5 / 0.5 |  |  |" in averaged
+    assert "| measured, `random`, 2 seeds | 2.00 (" in averaged
+    assert "lotm" not in averaged
+    assert "Not excluded at any k that was evaluated, 1 of 2 settings: `dhtm`." in averaged
+
+
+def test_views_with_nothing_in_common_are_said_to_be_so(tmp_path: Path, without_results: Audit) -> None:
+    one = results_folder(tmp_path / "a", {**UNREDUCED, ("dhtm", "", "k=40"): [right(22)]})
+    two = results_folder(tmp_path / "b", {**UNREDUCED, ("dhtm", "", "k=56"): [right(22)]}, interpolation="bilinear")
+    document = write(measured(without_results, one, two), tmp_path / "out")[0].read_text(encoding="utf-8")
+    assert "There are 2 views, interpolation bicubic / bilinear (unreduced" in document
+    assert "Mean over" not in document
+
+
+# --- the order of the settings ----------------------------------------------------------------------------------------
+
+
+def ordered(path: Path, model: str, wrong: list[int]) -> Results:
+    """A folder of settings with these numbers of wrong images."""
+    methods = ("dhtm", "lotm", "random", "tome")
+    return results_folder(
+        path, UNREDUCED | {(m, "", "k=40"): [right(n)] for m, n in zip(methods, wrong, strict=False)}, model=model
+    )
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "rho"),
+    [
+        ([21, 22, 23, 24], [30, 40, 50, 60], 1.0),
+        ([21, 22, 23, 24], [60, 50, 40, 30], -1.0),
+        ([21, 22, 23, 24], [30, 50, 40, 60], 0.8),  # 1 - 6 (1 + 1) / (4 (16 - 1))
+        ([21, 22, 23, 24], [30, 50, 40], 0.5),  # of the three in common
+    ],
+)
+def test_orders_of_two_models_are_compared_over_common_settings(
+    tmp_path: Path, without_results: Audit, one: list[int], two: list[int], rho: float
+) -> None:
+    models = ordered(tmp_path / "a", TINY, one), ordered(tmp_path / "b", "vit_tiny_patch16_224", two)
+    (compared,) = compare_orders(losses_of(*models)).to_dict("records")
+    assert compared["settings"] == len(two)
+    assert compared["rho"] == pytest.approx(rho)
+    document = write(measured(without_results, *models), tmp_path / "out")[0].read_text(encoding="utf-8")
+    assert_well_formed(document)
+    assert (
+        "* deit_tiny and vit_tiny on photos: Spearman's rho of the mean losses at k=40 is "
+        f"{rho:.2f} over the {len(two)} settings that both have"
+    ) in document
+
+
+@pytest.mark.parametrize("two", [[30, 40], [30, 30, 30, 30]], ids=["two settings", "no order"])
+def test_orders_that_cannot_be_compared_are_not(tmp_path: Path, two: list[int]) -> None:
+    models = ordered(tmp_path / "a", TINY, [21, 22, 23, 24]), ordered(tmp_path / "b", SMALL, two)
+    assert compare_orders(losses_of(*models)).empty
 
 
 def test_results_without_the_unreduced_model_or_a_k_of_the_paper_say_nothing(tmp_path: Path) -> None:
     headless = results_folder(tmp_path / "a", READ)
     fractions = results_folder(tmp_path / "b", {**UNREDUCED, ("dhtm", "", "0.7"): [right(23)]})
-    accuracy = compare_accuracy([headless, fractions], published.table1())
+    accuracy = losses_of(headless, fractions)
     assert accuracy.empty
     assert rank_settings(accuracy).empty
 
@@ -499,13 +653,21 @@ def test_with_results_the_document_shows_losses_beside_reported_drops(tmp_path: 
     assert [file.name for file in files][-1] == "audit_accuracy.csv"
     document = files[0].read_text(encoding="utf-8")
     assert_well_formed(document)
-    assert "### deit_tiny on photos, 400 images" in document
-    assert "Weights w.safetensors; choice of images cafe; crop 0.9. " in document
+    assert "### deit_tiny, 400 images of photos" in document
+    assert "Weights w.safetensors in float32; input 3x224x224, crop 0.9, bicubic; choice of images cafe. " in document
     assert "measured 95.00 % (94.00 to 96.00), reported 72.20 %." in document
-    assert "| reported, deit_tiny |  | **0.54** | **2.22** |" in document
-    assert "* Least lost first, mean over k = 40, 56: dhtm 1.25, random 4.62, dhtm:prop_attn=false 5.12." in document
-    assert "at every k: dhtm (2 k)." in document
-    assert "* Excluded: random (at k = 56), dhtm:prop_attn=false (at k = 40, 56)." in document
+    rows = re.findall(r"^\| (.*?) \| .* \| (\S+) \| (.*?) \|$", document.partition("| setting |")[2], re.MULTILINE)
+    assert rows[1:] == [  # least lost first
+        ("reported, deit_tiny", "**1.38**", ""),
+        ("measured, `dhtm`", "1.25", "none"),
+        ("measured, `random`, 2 seeds", "4.62", "56"),
+        ("measured, `dhtm:prop_attn=false`", "5.12", "40, 56"),
+    ]
+    assert "| reported, deit_tiny | **0.54** | **2.22** |" in document
+    assert "| mean of k=40, 56 | excluded at k |" in document
+    assert "Not excluded at any k that was evaluated, 1 of 3 settings: `dhtm`." in document
+    assert "* `dhtm`: averaging=size, connectivity=8, " in document
+    assert "views" not in document
 
 
 def test_tables_can_be_read_again(without_results: Audit, tmp_path: Path) -> None:

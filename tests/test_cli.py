@@ -8,19 +8,16 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from commands import Command, Done, assert_refused
 from sweeping import TINY, TINY_RGB, contents, lasting
 
-from tokenmerge_bench import engine, reducers
-from tokenmerge_bench.cli import main
-from tokenmerge_bench.options import parse_method
+from tokenmerge_bench import engine
 from tokenmerge_bench.provenance import version
 from tokenmerge_bench.store import ResultFolder, read_results
 
@@ -46,44 +43,6 @@ class Front(TokenReducer):
 '''
 
 
-@dataclass
-class Done:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Methods that a test adds are gone after it."""
-    parse_method("dhtm")
-    known = dict(reducers._registered)
-    monkeypatch.setattr(reducers, "_registered", known)
-    monkeypatch.setattr("tokenmerge_bench.registry._registered", known)
-
-
-@pytest.fixture
-def tmbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
-    """Runs the command in this process, in an empty folder, as a script that is piped."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Done:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["tmbench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        code = ended.value.code
-        return Done(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return call
-
-
 @pytest.fixture
 def sweep(tmbench: Command, weights: Path) -> Command:
     """A small sweep into `out`, with more arguments."""
@@ -94,12 +53,10 @@ def sweep(tmbench: Command, weights: Path) -> Command:
 
 
 @pytest.fixture(autouse=True)
-def quick_figures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures have tests of their own; here they only take time."""
+def figures_where_asked_for(request: pytest.FixtureRequest) -> None:
+    """Quick figures, unless a test asks for `real_figures`."""
     if "real_figures" not in request.fixturenames:
-        monkeypatch.setattr(
-            "tokenmerge_bench.products.make", lambda _, names, folder: ([folder / f"{name}.png" for name in names], {})
-        )
+        request.getfixturevalue("quick_figures")
 
 
 @pytest.fixture
@@ -305,15 +262,6 @@ def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, counted_on
     out = tmp_path_factory.mktemp("template") / "out"
     run(out, weights, methods=["dhtm", "random"], limit=4)
     return out
-
-
-def assert_refused(done: Done, *words: str) -> None:
-    assert done.code == 2
-    assert done.out == ""
-    assert done.err.count("\n") == 1
-    assert done.err.startswith("tmbench: ")
-    assert done.err.endswith(("\n",))
-    assert [word for word in words if word not in done.err] == [], done.err
 
 
 @pytest.mark.parametrize(

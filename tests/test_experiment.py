@@ -129,7 +129,7 @@ def test_budgets_are_given_in_exactly_one_way(budgets: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("method = ['dhtm']", r"unknown key 'method' \(did you mean 'methods'\?\); known keys are title, methods, models"),
+        ("method = ['dhtm']", r"unknown key 'method' \(did you mean 'methods'\?\); known keys are title"),
         ("batchsize = 4", r"did you mean 'batch_size'"),
         ("limit = 'all'", "limit='all' is not allowed"),
         ("limit = 0", "limit=0 is not allowed"),

@@ -7,6 +7,7 @@ folders). `write` turns the answers into one document and its data; nothing in t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,22 @@ from typing import Any
 
 import pandas as pd
 
-from tokenmerge_bench.audit_accuracy import compare_accuracy, describe_images, rank_settings
+from tokenmerge_bench.audit_accuracy import (
+    PLACE,
+    VIEW,
+    average_views,
+    compare_accuracy,
+    compare_orders,
+    describe_images,
+    fullest_views,
+    rank_settings,
+    read_outcomes,
+)
 from tokenmerge_bench.audit_claims import FAILS, HOLDS, OPEN, Paper, check_claims, short
 from tokenmerge_bench.audit_flops import DESCRIBED, compare_gflops, possible_misprints, rank_readings, search_layers
+from tokenmerge_bench.audit_products import show_products
+from tokenmerge_bench.options import all_options, make_method
+from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.results import Results
 from tokenmerge_bench.store import write_text
 
@@ -42,8 +56,8 @@ class Audit:
     """A verdict for every statement (`check_claims`)."""
     accuracy: pd.DataFrame
     """Points lost, measured and reported (`compare_accuracy`); empty without results."""
-    settings: pd.DataFrame
-    """The same, a row per setting (`rank_settings`)."""
+    views: pd.DataFrame
+    """The same, averaged over views of the same images (`average_views`)."""
     images: pd.DataFrame
     """What the measurements rest on (`describe_images`)."""
 
@@ -52,14 +66,15 @@ def audit(results: Sequence[Results] = ()) -> Audit:
     """Checks the published numbers against themselves, against our counts, and against results folders.
 
     Args:
-        results: opened folders with sweeps over `--k`; each holds one image set.
+        results: opened folders with sweeps over `--k`; each holds one image set, shown in one way.
 
     Raises:
         InputError: if a published table lacks a row that a statement is about, or a folder lacks outcomes.
     """
     paper = Paper.load()
     flops = compare_gflops(paper.table1)
-    accuracy = compare_accuracy(results, paper.table1)
+    outcomes = read_outcomes(results, paper.table1)
+    accuracy = compare_accuracy(outcomes, paper.table1)
     return Audit(
         flops=flops,
         readings=rank_readings(flops),
@@ -67,19 +82,26 @@ def audit(results: Sequence[Results] = ()) -> Audit:
         misprints=possible_misprints(paper.table1, flops),
         arithmetic=check_claims(paper, flops),
         accuracy=accuracy,
-        settings=rank_settings(accuracy),
+        views=average_views(outcomes, paper.table1),
         images=describe_images(results, accuracy, paper.table1),
     )
 
 
-def write(answers: Audit, folder: Path) -> list[Path]:
-    """Writes reproduction.md and the tables behind it, audit_*.csv; without measurements, none about accuracy.
+def write(answers: Audit, folder: Path, results: Sequence[Results] = ()) -> list[Path]:
+    """Writes reproduction.md and the tables behind it, audit_*.csv, but for those without any row.
+
+    The tables and figures that `results` were made for are shown too, the pictures below `folder`/figures.
 
     Returns:
         The files, the document first.
     """
-    tables = {"flops": answers.flops, "arithmetic": answers.arithmetic, "accuracy": answers.accuracy}
-    contents = {folder / "reproduction.md": _document(answers)}
+    tables = {
+        "flops": answers.flops,
+        "arithmetic": answers.arithmetic,
+        "accuracy": answers.accuracy,
+        "views": answers.views,
+    }
+    contents = {folder / "reproduction.md": _document(answers, show_products(results, folder))}
     for name, table in tables.items():
         if len(table):
             contents[folder / f"audit_{name}.csv"] = table.to_csv(index=False, lineterminator="\n", float_format="%.6g")
@@ -91,8 +113,8 @@ def write(answers: Audit, folder: Path) -> list[Path]:
 # --- the document -----------------------------------------------------------------------------------------------------
 
 
-def _document(answers: Audit) -> str:
-    parts = [_introduction(), _gflops(answers), _statements(answers.arithmetic), _accuracy(answers)]
+def _document(answers: Audit, products: list[str]) -> str:
+    parts = [_introduction(), products, _gflops(answers), _statements(answers.arithmetic), _accuracy(answers)]
     return "\n".join(line for part in parts for line in part)
 
 
@@ -256,89 +278,159 @@ def _accuracy(answers: Audit) -> list[str]:
             "their folders to `tmbench audit`.",
             "",
         ]
+    shown = fullest_views(answers.accuracy)
     lines += [
         "Top-1 points lost against the unreduced model on the same images, with the 95 % interval of the paired "
         "difference; negative numbers are gains, several seeds are averaged. The measured losses are of the images "
-        "and weights named below, the reported ones of ImageNet's validation images and the paper's weights. A reading "
-        "is excluded where a reported drop is outside its interval. With few images an interval excludes little, so "
-        "one that is not excluded need not be the one that was used; and over several k, an interval of the right "
-        "reading may miss by chance. Settings are written as on the command line.",
+        "and weights named below, the reported ones of ImageNet's validation images and the paper's weights. A setting "
+        "is excluded at a k where the reported drop is outside its interval. With few images an interval excludes "
+        "little, so a setting that is not excluded need not be the one that was used; and over several k, an interval "
+        "of the right one may miss by chance. The settings that lose least stand first.",
         "",
+        *_defaults(shown["setting"]),
     ]
-    for described in answers.images.to_dict("records"):
-        lines += _one_model(described, answers)
-    return lines
+    if len(answers.views):
+        lines += [_about_views(), ""]
+    for _, losses in shown.groupby(PLACE, sort=False):
+        lines += _one_model(losses, answers)
+    return lines + _orders(compare_orders(shown))
 
 
-def _one_model(described: Mapping[Any, Any], answers: Audit) -> list[str]:
-    here = {"images": described["images"], "model": described["model"]}
-    accuracy, settings = (_rows(table, here) for table in (answers.accuracy, answers.settings))
-    return [
-        f"### {short(described['model'])} on {described['dataset']}, {described['n_images']:,.0f} images",
+def _defaults(settings: Iterable[str]) -> list[str]:
+    """What a setting leaves unsaid, of the methods that are installed here."""
+    known = list_methods()
+    used = sorted({setting.partition(":")[0] for setting in settings} & set(known))
+    lines = ["Settings are written as on the command line. What they leave out, with blocks counted from 0:", ""]
+    for name in used:
+        values = json.loads(all_options(make_method(name, {})))
+        options = ", ".join(f"{key}={str(value).lower()}" for key, value in values.items())
+        lines.append(f"* `{name}`: {options}")
+    return [*lines, ""] if used else []
+
+
+def _about_views() -> str:
+    return (
+        "Where the same images were evaluated in several views (crops, for instance), the first table is of the view "
+        "with most settings, and a second one has means over all views. Why: a loss of a few points rests on a few "
+        "images that the reduction tips over, in another crop it tips over others, and the mean averages part of this "
+        "noise away. What it cannot do: views of the same photographs are not new photographs. Its intervals are over "
+        "images alone, each with its mean over views and seeds, and a mean over crops stands beside a drop that was "
+        "reported of one."
+    )
+
+
+def _one_model(losses: pd.DataFrame, answers: Audit) -> list[str]:
+    """One place: the losses in its fullest view, then the means over all of its views."""
+    view = losses[[*PLACE, *VIEW]].drop_duplicates()
+    described = view.merge(answers.images).to_dict("records")[0]
+    lines = [
+        f"### {short(described['model'])}, {described['n_images']:,.0f} images of {described['dataset']}",
         "",
         _origin(described),
         "",
-        *_table(_losses(accuracy, settings)),
+        *_table(_losses(losses)),
         "",
-        *_standings(settings),
+        _standing(losses),
         "",
     ]
-
-
-def _rows(table: pd.DataFrame, cell: Mapping[str, str]) -> pd.DataFrame:
-    return table[(table[list(cell)] == pd.Series(cell)).all(axis=1)]
+    means, each, views = (view[PLACE].merge(table) for table in (answers.views, answers.accuracy, answers.images))
+    if len(views) > 1:
+        lines += _views(means, each.sort_values(VIEW), views.sort_values(VIEW))
+    return lines
 
 
 def _origin(described: Mapping[Any, Any]) -> str:
-    interval = f"{described['top1_low']:.2f} to {described['top1_high']:.2f}"
-    text = f"Weights {described['weights']}; choice of images {described['images']}"
-    if pd.notna(described["crop_pct"]):
-        text += f"; crop {described['crop_pct']:g}"
-    text += f". Unreduced top-1: measured {described['top1']:.2f} % ({interval})"
+    size, choice = described["input_size"].replace(" ", "x"), described["images"].rpartition("/")[2]
+    text = (
+        f"Weights {described['weights_file']} in {described['dtype']}; input {size}, crop {described['crop_pct']}, "
+        f"{described['interpolation']}; choice of images {choice}. Unreduced top-1: measured {described['top1']:.2f} % "
+        f"({described['top1_low']:.2f} to {described['top1_high']:.2f})"
+    )
     if pd.notna(described["reported_top1"]):
         return f"{text}, reported {described['reported_top1']:.2f} %."
     return f"{text}; nothing was reported of this model."
 
 
-def _losses(accuracy: pd.DataFrame, settings: pd.DataFrame) -> list[dict[str, str]]:
-    """The reported drops, then a row per setting in the order of `settings`."""
-    ks = sorted(accuracy["k"].unique())
-    reported = accuracy.drop_duplicates("k").set_index("k")["reported_lost"]
-    rows = [
-        {
-            "setting": f"reported, {short(accuracy['reported_model'].iloc[0])}",
-            "seeds": "",
-            **{f"k={k}": f"**{reported[k]:.2f}**" for k in ks},
-        }
+def _views(means: pd.DataFrame, each: pd.DataFrame, views: pd.DataFrame) -> list[str]:
+    """The means over the views of one place; `each` has the losses behind them, in the order of `views`."""
+    differing = [f"{name} {' / '.join(views[name])}" for name in VIEW if views[name].nunique() > 1]
+    unreduced = " / ".join(f"{top1:.2f}" for top1 in views["top1"])
+    told = f"{len(views)} views, {', '.join(differing)} (unreduced top-1 {unreduced} %)"
+    if means.empty:
+        return [f"There are {told}, but no setting was evaluated at the same k in all of them.", ""]
+    return [
+        f"Mean over {told}, of what was evaluated in all of them; below each mean, the views in this order:",
+        "",
+        *_table(_losses(means, each)),
+        "",
+        _standing(means),
+        "",
     ]
-    for setting in settings["setting"]:
-        own = accuracy[accuracy["setting"] == setting]
+
+
+def _losses(losses: pd.DataFrame, each: pd.DataFrame | None = None) -> list[dict[str, str]]:
+    """The reported drops, then a row per setting, least loss first; with the loss in `each` view below it if given."""
+    settings = rank_settings(losses).to_dict("records")
+    first, drops = settings[0], losses.set_index("k")["reported_lost"].sort_index()
+
+    def row(name: str, cells: Mapping[Any, str], mean: str = "", excluded: str = "") -> dict[str, str]:
+        columns = {"setting": name, **{f"k={k}": cells.get(k, "") for k in drops.index.unique()}}
+        if first["ks"]:
+            columns[f"mean of k={first['ks']}"] = mean
+        if _has_reported(losses):
+            columns["excluded at k"] = excluded
+        return columns
+
+    reported = {k: f"**{drop:.2f}**" for k, drop in drops.items()}
+    rows = [row(f"reported, {short(losses['reported_model'].iloc[0])}", reported, f"**{first['mean_reported']:.2f}**")]
+    for setting in settings:
+        own = losses[losses["setting"] == setting["setting"]].to_dict("records")
+        seeds = max(cell["seeds"] for cell in own)
+        name = f"measured, `{setting['setting']}`" + (f", {seeds} seeds" if seeds > 1 else "")
         cells = {
-            row["k"]: f"{row['lost']:.2f} ({row['low']:.2f} to {row['high']:.2f})" for row in own.to_dict("records")
+            cell["k"]: f"{_points(cell['lost'])} ({_points(cell['low'])} to {_points(cell['high'])})" for cell in own
         }
-        rows.append(
-            {
-                "setting": f"measured, {setting}",
-                "seeds": str(own["seeds"].max()),
-                **{f"k={k}": cells.get(k, "") for k in ks},
-            }
-        )
+        rows.append(row(name, cells, _points(setting["mean_lost"]), setting["excluded_at"] or "none"))
+        if each is not None:
+            by_k = each[each["setting"] == setting["setting"]].groupby("k")["lost"]
+            rows.append(row("each view", {k: " / ".join(_points(lost, 1) for lost in part) for k, part in by_k}))
     return rows
 
 
-def _standings(settings: pd.DataFrame) -> list[str]:
-    rows = settings.to_dict("records")
-    lines = []
-    if rows[0]["ks"]:
-        order = ", ".join(f"{row['setting']} {row['mean_lost']:.2f}" for row in rows)
-        lines.append(f"* Least lost first, mean over k = {rows[0]['ks']}: {order}.")
-    kept = [f"{row['setting']} ({row['evaluated']} k)" for row in rows if row["compatible"]]
-    excluded = [f"{row['setting']} (at k = {row['excluded_at']})" for row in rows if not row["compatible"]]
-    lines.append(
-        f"* Not excluded, as the reported drop is inside the interval at every k: {', '.join(kept) or 'none'}."
+def _points(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0:.{digits}f}"  # adding 0 takes the sign off a zero
+
+
+def _has_reported(losses: pd.DataFrame) -> bool:
+    """Whether the drops beside these losses are of the same model."""
+    return bool((losses["model"] == losses["reported_model"]).all())
+
+
+def _standing(losses: pd.DataFrame) -> str:
+    if not _has_reported(losses):
+        return (
+            f"The drops of {short(losses['reported_model'].iloc[0])} stand above for their size alone: none was "
+            "reported of this model, so nothing is excluded."
+        )
+    settings = rank_settings(losses)
+    kept = settings.loc[settings["compatible"].astype(bool), "setting"]
+    return (
+        f"Not excluded at any k that was evaluated, {len(kept)} of {len(settings)} settings: "
+        f"{', '.join(f'`{setting}`' for setting in kept) or 'none'}."
     )
-    lines.append(f"* Excluded: {', '.join(excluded) or 'none'}.")
-    return lines
+
+
+def _orders(orders: pd.DataFrame) -> list[str]:
+    if orders.empty:
+        return []
+    lines = ["### Do the models order the settings alike?", ""]
+    for row in orders.to_dict("records"):
+        lines.append(
+            f"* {short(row['model'])} and {short(row['other'])} on {row['dataset']}: Spearman's rho of the mean losses "
+            f"at k={row['ks']} is {row['rho']:.2f} over the {row['settings']} settings that both have (1: the same "
+            "order, 0: unrelated, -1: reversed)."
+        )
+    return [*lines, ""]
 
 
 def _table(rows: Iterable[Mapping[str, str]]) -> list[str]:

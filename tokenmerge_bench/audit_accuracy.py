@@ -1,7 +1,8 @@
 """Points of accuracy lost by each way of reading the paper, measured, beside the drops that its Table 1 reports.
 
-A *place* is what a comparison is about: images, model, weights and precision. A *view* is how the model was shown the
-images: its preprocessing. Folders of one place and view are one comparison; several views of one place can be averaged.
+A *place* is what a comparison is about: images, model, weights, precision, and the input size, because that sets the
+number of tokens. A *view* is what else the preprocessing does to an image. Folders of one place and view are one
+comparison; several views of one place can be averaged.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ FEWEST = 3
 """Settings that two models must have in common for their orders to be compared."""
 UNKNOWN = "unknown"
 """Preprocessing that a folder did not record."""
-PLACE = ["dataset", "images", "model", "weights", "dtype"]
-VIEW = ["crop_pct", "crop_mode", "interpolation", "input_size", "mean", "std"]
+PLACE = ["dataset", "images", "model", "weights", "dtype", "input_size"]
+VIEW = ["crop_pct", "crop_mode", "interpolation", "mean", "std"]
 CELL = [*PLACE, *VIEW, "setting", "k"]
 LOSS = ["n_images", "seeds", "lost", "low", "high", "reported_model", "reported_lost", "inside"]
-STANDING = ["setting", "ks", "mean_lost", "compatible", "excluded_at"]
+STANDING = ["setting", "ks", "mean_lost", "mean_reported", "compatible", "excluded_at"]
 ORDERS = ["dataset", "images", "model", "other", "settings", "ks", "rho"]
 
 
@@ -39,9 +40,9 @@ def read_outcomes(results: Sequence[Results], table1: pd.DataFrame) -> pd.DataFr
     """A row per place, view, setting and k of Table 1 that was evaluated; of folders that hold the same one, the first.
 
     Columns dataset; images: fingerprints of the image set and of the choice from it; model; weights: their fingerprint;
-    dtype; crop_pct, crop_mode, interpolation, input_size, mean, std as text; setting (method with options), k; unreduced and
-    hits: frames (seeds, images) that say whether top-1 was right, without and with reduction. Only budgets `k` with one
-    number for all blocks are looked at, and only models whose unreduced accuracy is in the same folder.
+    dtype; input_size, crop_pct, crop_mode, interpolation, mean, std as text; setting (method with options), k;
+    unreduced and hits: frames (seeds, images) that say whether top-1 was right, without and with reduction. Only
+    budgets `k` with one number for all blocks are looked at, and only models whose unreduced accuracy is in the folder.
 
     Raises:
         InputError: if per-image outcomes are missing.
@@ -76,7 +77,7 @@ def _where(results: Results, model: str) -> dict[str, str]:
         "model": model,
         "weights": held["fingerprint"],
         "dtype": results.provenance[0]["experiment"]["dtype"],
-        **{name: _text(preprocessing.get(name, UNKNOWN)) for name in VIEW},
+        **{name: _text(preprocessing.get(name, UNKNOWN)) for name in ["input_size", *VIEW]},
     }
 
 
@@ -103,9 +104,9 @@ def compare_accuracy(outcomes: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFra
 def average_views(outcomes: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
     """The mean loss over all views of a place, for each setting and k that every view has; empty for single views.
 
-    Columns as in `compare_accuracy`, with their number `views` in place of what they were. Of each image the mean over
-    views and seeds counts, so that images stay the unit of the interval: views are no new images. Only images that
-    could be read in all views count.
+    Columns as in `compare_accuracy`, with their number `views` in place of what they were; seeds: the most of any view.
+    Of each image the mean over views and seeds counts, so that images stay the unit of the interval: views are no new
+    images. Only images that could be read in all views count.
     """
     rows: list[dict[str, Any]] = []
     for _, place in outcomes.groupby(PLACE, sort=False):
@@ -115,7 +116,7 @@ def average_views(outcomes: pd.DataFrame, table1: pd.DataFrame) -> pd.DataFrame:
                 first = cell.to_dict("records")[0]
                 kept = {name: first[name] for name in [*PLACE, "setting", "k"]}
                 loss = _loss(first, _pooled(cell["unreduced"]), _pooled(cell["hits"]), table1)
-                rows.append({**kept, "views": views, **loss, "seeds": len(first["hits"])})
+                rows.append({**kept, "views": views, **loss, "seeds": cell["hits"].map(len).max()})
     return pd.DataFrame(rows, columns=[*PLACE, "setting", "k", "views", *LOSS])
 
 
@@ -126,9 +127,7 @@ def _pooled(views: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([frame for frame in frames for _ in range(most // len(frame))], join="inner")
 
 
-def _loss(
-    cell: dict[Any, Any], unreduced: pd.DataFrame, hits: pd.DataFrame, table1: pd.DataFrame
-) -> dict[str, float | str | bool]:
+def _loss(cell: dict[Any, Any], unreduced: pd.DataFrame, hits: pd.DataFrame, table1: pd.DataFrame) -> dict[str, Any]:
     known = cell["model"] if cell["model"] in set(table1["model"]) else STAND_IN
     column = table1[table1["model"] == known].set_index("k")["top1"]
     drop = round(float(column[0] - column[cell["k"]]), 2)
@@ -157,9 +156,9 @@ def fullest_views(accuracy: pd.DataFrame) -> pd.DataFrame:
 def rank_settings(losses: pd.DataFrame) -> pd.DataFrame:
     """The settings of each place, least loss first, from losses in one view of it or from their means over views.
 
-    Columns dataset, images, model, weights, dtype, setting; ks and mean_lost: mean of points lost over the largest k
-    that all settings have (none and missing where there is no such k); compatible: whether the reported drop is inside
-    at every k that was evaluated; excluded_at: the k where it is not.
+    Columns dataset, images, model, weights, dtype, input_size, setting; ks: the largest k that all settings have;
+    mean_lost and mean_reported: means of points lost over these (missing where there are none); compatible: whether the
+    reported drop is inside at every k that was evaluated; excluded_at: the k where it is not.
     """
     rows: list[dict[str, Any]] = []
     for _, group in losses.groupby(PLACE, sort=False):
@@ -172,10 +171,11 @@ def rank_settings(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def _standing(part: pd.DataFrame, ks: list[int]) -> dict[str, Any]:
-    outside = part.loc[~part["inside"].astype(bool), "k"]
+    outside, large = part.loc[~part["inside"].astype(bool), "k"], part[part["k"].isin(ks)]
     return {
         "ks": ", ".join(map(str, ks)),
-        "mean_lost": part.loc[part["k"].isin(ks), "lost"].mean(),
+        "mean_lost": large["lost"].mean(),
+        "mean_reported": large["reported_lost"].mean(),
         "compatible": outside.empty,
         "excluded_at": ", ".join(map(str, sorted(outside))),
     }
@@ -184,26 +184,25 @@ def _standing(part: pd.DataFrame, ks: list[int]) -> dict[str, Any]:
 def compare_orders(losses: pd.DataFrame) -> pd.DataFrame:
     """Whether two models order the settings alike, on the same images: a row per pair of models.
 
-    Columns dataset, images, model, other; settings: how many both have; ks: the largest k that both have of all of
-    them; rho: Spearman's rank correlation of the mean losses over these k. Pairs with fewer than three settings in
-    common, or without any order among them, have no row.
+    Columns dataset, images, model, other; settings: how many both have; ks: the largest k at which both have them all;
+    rho: Spearman's rank correlation of the mean losses over these k. Pairs with fewer than three settings in common, or
+    without any order among them, have no row.
 
     Args:
         losses: in one view of each place (`fullest_views`).
     """
     rows = []
-    for _, alike in losses.groupby(["dataset", "images", "dtype"], sort=False):
-        models = [part for _, part in alike.groupby(["model", "weights"], sort=False)]
-        for one, two in combinations(models, 2):
-            both = one.merge(two, on=["dataset", "images", "setting", "k"], suffixes=("", "_other"))
-            settings = both["setting"].nunique()
-            shared = both.groupby("k")["setting"].nunique()
-            ks = sorted(shared.index[shared == settings])[-LARGEST:]
-            means = both[both["k"].isin(ks)].groupby("setting")[["lost", "lost_other"]].mean()
+    for (dataset, images), alike in losses.groupby(["dataset", "images"], sort=False):
+        cells = alike.pivot_table(index=["setting", "k"], columns="model", values="lost", sort=False)
+        for model, other in combinations(cells.columns, 2):
+            both = cells[[model, other]].dropna()
+            settings, held = both.index.unique("setting").size, both.groupby("k").size()
+            ks = held.index[held == settings][-LARGEST:]
+            means = both[both.index.isin(ks, level="k")].groupby("setting").mean()
             if len(means) >= FEWEST and (means.nunique() > 1).all():
-                first = both.rename(columns={"model_other": "other"}).to_dict("records")[0]
-                rho = float(spearmanr(means["lost"], means["lost_other"]).statistic)
-                rows.append({**first, "settings": settings, "ks": ", ".join(map(str, ks)), "rho": rho})
+                rho = float(spearmanr(means[model], means[other]).statistic)
+                found = [dataset, images, model, other, settings, ", ".join(map(str, ks)), rho]
+                rows.append(dict(zip(ORDERS, found, strict=True)))
     return pd.DataFrame(rows, columns=ORDERS)
 
 

@@ -12,15 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokenmerge_bench.errors import CountingError, InputError
-from tokenmerge_bench.flags import Comparison, Folders, Images, Plugins, Running, split_list, split_numbers, with_flags
+from tokenmerge_bench.flags import (
+    Comparison,
+    Folders,
+    Images,
+    Plugins,
+    Running,
+    given_flags,
+    split_list,
+    split_numbers,
+    with_flags,
+)
 
 if TYPE_CHECKING:
     from tokenmerge_bench.experiment import Experiment
 
+UsageError: Any = typer.BadParameter.__base__
+"""Every complaint about flags and arguments: click's class, of which newer versions of typer have a copy."""
 PAPER_MODELS = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"]
 
 app = typer.Typer(
-    no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -144,9 +155,11 @@ def _experiment(name: str, comparison: Comparison, images: Images, running: Runn
 
     overrides = {**comparison.overrides(), **images.overrides(), **running.overrides()}
     demo = load_experiment("demo")
-    if images.dataset == demo.dataset and overrides["models"] is None:
+    # The images that the file itself names decide what its models and its limit are for.
+    meant = load_experiment(name, **{**overrides, "models": demo.models, "dataset": None}).dataset
+    if images.dataset == demo.dataset != meant and overrides["models"] is None:
         overrides["models"] = demo.models
-    elif overrides["models"] == [DEMO_MODEL] and images.dataset is None:
+    elif overrides["models"] == [DEMO_MODEL] and images.dataset is None and meant is None:
         overrides["dataset"] = demo.dataset
     experiment = load_experiment(name, **overrides)
     own_data = images.dataset not in (None, demo.dataset)
@@ -154,9 +167,11 @@ def _experiment(name: str, comparison: Comparison, images: Images, running: Runn
         raise InputError(f"--dataset {images.dataset} needs to know the model; name one with --models.")
     if images.limit is not None and images.limit < 0:
         raise InputError(f"--limit {images.limit} is negative; give a number of images, or 0 for all of them.")
-    # The embedded benchmark evaluates a subset unless told otherwise; of somebody's own images all are meant.
-    usual = demo.limit if overrides["dataset"] == demo.dataset else None
-    limit = images.limit if images.limit is not None else (None if own_data else experiment.limit or usual)
+    # The file's limit is meant for its own images, or for any if it names none; of somebody's own images all are meant,
+    # and of the embedded benchmark, where it takes the place of others, a subset.
+    own_limit = experiment.limit if meant in (None, experiment.dataset) else None
+    usual = demo.limit if overrides["dataset"] == demo.dataset != meant else None
+    limit = images.limit if images.limit is not None else own_limit or usual
     return experiment.model_copy(update={"limit": limit or None})
 
 
@@ -176,7 +191,7 @@ def figures(
     """
     from tokenmerge_bench.products import figure_names
 
-    _products(results, only, figure_names(), out, split_list(formats))
+    _products("figure", results, only, figure_names(), out, split_list(formats, "--formats"))
 
 
 @app.command()
@@ -191,22 +206,29 @@ def tables(
     """
     from tokenmerge_bench.products import table_names
 
-    _products(results, only, table_names(), out)
+    _products("table", results, only, table_names(), out)
 
 
 def _products(
-    folders: list[Path] | None, only: str | None, known: list[str], out: Path | None, formats: list[str] | None = None
+    what: str,
+    folders: list[Path] | None,
+    only: str | None,
+    known: list[str],
+    out: Path | None,
+    formats: list[str] | None = None,
 ) -> None:
     """Makes what was asked for, or all that can be made; what was asked for by name must be possible."""
-    from tokenmerge_bench.products import FORMATS, check_names, make
+    from tokenmerge_bench.products import FORMATS, WITHOUT_RESULTS, check_names, make
     from tokenmerge_bench.results import open_results
 
-    wanted = split_list(only)
-    check_names(wanted or [], known, "table or figure")
+    wanted = split_list(only, "--only")
+    check_names(wanted or [], known, what)
     check_names(formats or [], FORMATS, "format")
-    if out is None and not folders:
+    if not folders and not (wanted and set(wanted) <= set(WITHOUT_RESULTS)):
         raise InputError("no results folder was given; name one that `tmbench sweep` or `tmbench run` wrote.")
-    target = out or (folders or [])[0]
+    target = out or next(iter(folders or []), None)
+    if target is None:
+        raise InputError(f"{only} needs no results but a folder to write to; name one with --out.")
     paths, reasons = make(open_results(folders) if folders else None, wanted or known, target, formats or FORMATS)
     _tell(paths, reasons)
     if reasons and (wanted or not paths):
@@ -248,7 +270,8 @@ def audit(
     """Check the DHTM paper: its FLOPs under every reading, its arithmetic, and the losses of ablations it leaves open.
 
     Takes results folders of the experiments `placement` and `averaging_attention`, or runs both on --models and
-    --dataset into --out first. Writes reproduction.md and its tables to --out (by default audit/).
+    --dataset into --out first. Folders of the same images at several --crop-pct are averaged too. Writes
+    reproduction.md, its tables and figures to --out (by default audit/).
 
     [bold]tmbench audit[/bold]
     [bold]tmbench audit results/placement results/averaging_attention[/bold]
@@ -265,9 +288,10 @@ def audit(
             folders.append(out / name)
             within = replace(running, out=folders[-1])
             _run_experiment(name, Comparison(models=models), images, within, None)
-    elif images.dataset is not None:
-        raise InputError(f"--dataset {images.dataset} needs to know the model; name one with --models.")
-    for path in write(check([open_results([folder]) for folder in folders]), out):
+    elif unused := [flag for flag in given_flags(images, running) if flag != "--out"]:
+        raise InputError(f"{unused[0]} is for running the ablations; name their models with --models, or leave it out.")
+    opened = [open_results([folder]) for folder in folders]  # each its own: the audit keeps views apart
+    for path in write(check(opened), out, opened):
         typer.echo(f"audit   {path}")
 
 
@@ -328,7 +352,12 @@ def train(
 def main() -> None:
     """Runs the command line; wrong input ends with one sentence on stderr and exit code 2."""
     try:
-        app()
+        sys.exit(app(sys.argv[1:] or ["--help"], prog_name="tmbench", standalone_mode=False))
+    except typer.Abort:  # older versions of typer make one of a Ctrl-C
+        sys.exit(130)
+    except UsageError as error:
+        sys.stderr.write(f"tmbench: {_usage(error)}\n")
+        sys.exit(2)
     except (InputError, CountingError) as error:
         sys.stderr.write(f"tmbench: {error}\n")
         sys.exit(2)
@@ -336,9 +365,19 @@ def main() -> None:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "the disk is full; make room and give the same command again, finished work is kept."
         else:
-            remedy = f"'{error.filename}': {error.strerror or error}; check that it exists and may be used."
+            what = f"'{error.filename}'" if error.filename else "a file"
+            remedy = (
+                f"{what} cannot be read or written ({error.strerror or error}); check the path and its permissions."
+            )
         sys.stderr.write(f"tmbench: {remedy}\n")
         sys.exit(2)
+
+
+def _usage(error: Any) -> str:
+    """What is wrong with flags or arguments, in one sentence."""
+    message = " ".join(error.format_message().split()).removesuffix(".")
+    command = error.ctx.command_path if error.ctx else "tmbench"
+    return f"{message} (`{command} --help` shows how)."
 
 
 def _stdout() -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -37,13 +38,13 @@ class Comparison:
     def overrides(self) -> dict[str, Any]:
         """What replaces values of an experiment; None where nothing was given."""
         return {
-            "methods": split_list(self.methods),
-            "models": split_list(self.models),
+            "methods": split_list(self.methods, "--methods"),
+            "models": split_list(self.models, "--models"),
             "budgets": split_numbers(self.budgets, "--budgets"),
             "gflops": split_numbers(self.gflops, "--gflops"),
-            "k": split_list(self.k),
-            "r": split_list(self.r),
-            "keep_rate": split_list(self.keep_rate),
+            "k": split_list(self.k, "--k"),
+            "r": split_list(self.r, "--r"),
+            "keep_rate": split_list(self.keep_rate, "--keep-rate"),
             "layers": self.layers,
         }
 
@@ -142,22 +143,31 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return spread
 
 
-def split_list(text: str | None) -> list[str] | None:
-    """Comma-separated values; None stays None."""
+def given_flags(*bundles: Images | Running) -> list[str]:
+    """The flags that were given another value than their default, as they are written."""
+    changed = [f.name for bundle in bundles for f in fields(bundle) if getattr(bundle, f.name) != f.default]
+    return [f"--{name.replace('_', '-')}" for name in changed]
+
+
+def split_list(text: str | None, flag: str) -> list[str] | None:
+    """Comma-separated values, each once; None stays None."""
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if not parts:
-        raise InputError("an empty list was given; leave the flag out or give comma-separated values.")
-    return parts
+        raise InputError(f"{flag} '{text}' is an empty list; leave {flag} out or give comma-separated values.")
+    return list(dict.fromkeys(parts))
 
 
 def split_numbers(text: str | None, flag: str) -> list[float] | None:
     """Comma-separated numbers; None stays None."""
-    parts = split_list(text)
+    parts = split_list(text, flag)
     if parts is None:
         return None
     try:
-        return [float(part) for part in parts]
+        numbers = [float(part) for part in parts]
     except ValueError:
-        raise InputError(f"{flag} '{text}' are no numbers; write for instance {flag} 0.9,0.7.") from None
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise InputError(f"{flag} '{text}' are no numbers; write for instance {flag} 0.9,0.7.")
+    return numbers

@@ -192,16 +192,16 @@ def _provenance(path: Path) -> dict[str, Any]:
 
 def _refuse_unlike(path: Path, origin: dict[str, Any], later: Path, other: dict[str, Any]) -> None:
     """Raises InputError where two folders cannot be looked at together, naming what differs."""
-    remedy = "cannot be shown or compared together; give folders that agree in it."
+    refused = "cannot be shown or compared together; give folders"
     if _fingerprints(origin) != _fingerprints(other):
         raise InputError(
             f"'{path}' and '{later}' were evaluated on different images ({_images(origin)}; {_images(other)}) and "
-            f"{remedy}"
+            f"{refused} of the same images."
         )
     for what, held in _conditions(origin).items():
         found = _conditions(other).get(what, held)
         if held != found:
-            raise InputError(f"'{path}' and '{later}' differ in the {what} ({held}; {found}) and {remedy}")
+            raise InputError(f"'{path}' and '{later}' differ in the {what} ({held}; {found}) and {refused} that agree.")
 
 
 def _conditions(origin: dict[str, Any]) -> dict[str, Any]:
