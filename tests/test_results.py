@@ -16,7 +16,7 @@ from sweeping import run
 
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.results import open_results
-from tokenmerge_bench.store import FORMAT, outcomes_file
+from tokenmerge_bench.store import COLUMNS, FORMAT, outcomes_file
 
 HISTORIC = Path(__file__).parent / "historic_results" / "v1"
 
@@ -140,8 +140,31 @@ def test_no_folder_an_empty_one_and_one_half_written(tmp_path: Path, copied: Pat
         open_results([])
     with pytest.raises(InputError, match=r"holds no results\.csv"):
         open_results([tmp_path])
-    (copied / "provenance.json").write_text("{}")
-    with pytest.raises(InputError, match=r"lacks a readable provenance\.json"):
+    with pytest.raises(InputError, match="does not exist"):
+        open_results([tmp_path / "nowhere"])
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        open_results([tmp_path / "file"])
+    (copied / "results.csv").rename(copied / "kept.csv")
+    with pytest.raises(InputError, match="is not finished; give its command again"):
+        open_results([copied])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("provenance.json", "{}", r"provenance\.json' names no images"),
+        ("provenance.json", "{", r"lacks a readable provenance\.json"),
+        ("sweep.json", "[]", r"lacks a readable sweep\.json"),
+        ("sweep.json", "{}", "in format None"),
+        ("results.csv", "", "is no table that a sweep wrote"),
+        ("results.csv", "method,top1\ndhtm,80\n", "lacks the column 'experiment'"),
+        ("results.csv", ",".join(COLUMNS) + "\n", "has no rows"),
+    ],
+)
+def test_damaged_files_are_named(copied: Path, file: str, text: str, message: str) -> None:
+    (copied / file).write_text(text)
+    with pytest.raises(InputError, match=message):
         open_results([copied])
 
 

@@ -135,7 +135,7 @@ def test_the_results_table_is_read_as_it_was_written(path: Path) -> None:
 
 
 def test_a_folder_without_results_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no results.csv; give a folder that `tmbench sweep` wrote"):
+    with pytest.raises(InputError, match=r"holds no results.csv; give a folder that `tmbench sweep`"):
         read_results(tmp_path)
 
 

@@ -282,6 +282,12 @@ def test_images_of_another_size(rgb_weights: Path, image_folder: Path, tmp_path:
     assert result.table["reduction"][1] == pytest.approx(0.3, abs=0.005)
 
 
+def test_images_that_are_not_whole_patches_are_refused(rgb_weights: Path, image_folder: Path, tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"models": [TINY_RGB], "dataset": str(image_folder), "methods": ["dhtm"]}
+    with pytest.raises(InputError, match=r"30 pixels are not whole patches of 4 pixels .* by --img-size"):
+        run(tmp_path / "out", rgb_weights, **chosen, img_size=30)
+
+
 def test_an_experiment_without_images_asks_for_them(weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leaves the choice of images to you; name them with --dataset"):
         run(tmp_path / "out", weights, dataset=None)

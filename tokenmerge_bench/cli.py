@@ -89,7 +89,8 @@ def sweep(
     [bold]tmbench sweep --models deit_tiny_patch16_224 --weights deit_tiny.safetensors --dataset imagenet/val
     --methods dhtm,random --k 0,40,56 --limit 5000[/bold]
     """
-    _run_experiment(experiment, comparison, images, running, plugin)
+    if _run_experiment(experiment, comparison, images, running, plugin):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -106,12 +107,14 @@ def run(
     [bold]tmbench run table1 --dataset imagenet/val --device cuda[/bold]
     [bold]tmbench run table2 --dataset demo[/bold]
     """
-    _run_experiment(experiment, comparison, images, running, plugin)
+    if _run_experiment(experiment, comparison, images, running, plugin):
+        raise typer.Exit(1)
 
 
 def _run_experiment(
     name: str, comparison: Comparison, images: Images, running: Running, plugins: list[Path] | None
-) -> None:
+) -> bool:
+    """Runs an experiment, shows what came of it, and says whether any point failed."""
     _load_plugins(plugins)
     from tokenmerge_bench.display import errors, reasons, reporter, results_table
     from tokenmerge_bench.products import check_names, figure_names, make, table_names
@@ -144,8 +147,7 @@ def _run_experiment(
     if (result.table["status"] == "ok").any():
         typer.echo(f"table   {result.path / 'results.csv'}")
         _tell(*make(open_results([result.path]), experiment.shows, result.path))
-    if result.failures:
-        raise typer.Exit(1)
+    return bool(result.failures)
 
 
 def _experiment(name: str, comparison: Comparison, images: Images, running: Running) -> Experiment:
@@ -282,17 +284,19 @@ def audit(
     from tokenmerge_bench.results import open_results
 
     out = running.out or Path("audit")
-    folders = list(results or [])
+    folders, failed = list(results or []), False
     if models is not None:
         for name in ("placement", "averaging_attention"):
             folders.append(out / name)
             within = replace(running, out=folders[-1])
-            _run_experiment(name, Comparison(models=models), images, within, None)
+            failed |= _run_experiment(name, Comparison(models=models), images, within, None)
     elif unused := [flag for flag in given_flags(images, running) if flag != "--out"]:
         raise InputError(f"{unused[0]} is for running the ablations; name their models with --models, or leave it out.")
     opened = [open_results([folder]) for folder in folders]  # each its own: the audit keeps views apart
     for path in write(check(opened), out, opened):
         typer.echo(f"audit   {path}")
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

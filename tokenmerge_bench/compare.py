@@ -5,6 +5,7 @@ A loss against the unreduced model is such a comparison too; the tables make the
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 
 from tokenmerge_bench.budgets import TOLERANCE
 from tokenmerge_bench.errors import InputError, nearest
+from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Hits, Results
 from tokenmerge_bench.statistics import (
@@ -165,19 +167,21 @@ def compare(
 
 
 def _known(results: Results, text: str) -> str:
-    """The name in the results of a method as typed; the order of its options does not matter."""
+    """The name in the results of a method as typed; the order of options, and defaults spelt out, do not matter."""
     known = list(dict.fromkeys(shown_name(row) for row in results.summary.to_dict("records")))
     wanted = "unreduced" if text.strip() == UNREDUCED else text.strip()
     same = [name for name in known if _parts(name) == _parts(wanted)]
     if not same:
-        raise InputError(
-            f"the results have no method '{text}'{nearest(wanted, known)}; they have {', '.join(map(repr, known))}."
-        )
+        kin = [name for name in known if _parts(name)[0] == _parts(wanted)[0]]
+        hint = f" (did you mean '{kin[0]}'?)" if kin else nearest(wanted, known)
+        raise InputError(f"the results have no method '{text}'{hint}; they have {', '.join(map(repr, known))}.")
     return same[0]
 
 
 def _parts(name: str) -> tuple[str, frozenset[str], bool]:
     text, trained = name.removesuffix(" (trained)"), name.endswith(" (trained)")
+    with contextlib.suppress(InputError):  # a method that is not installed here is taken as it is written
+        text = parse_method(text).label
     method, *options = text.split(":")
     return method, frozenset(options), trained
 

@@ -111,7 +111,8 @@ def _split_folder(root: Path, split: str | None) -> Path:
     folders = _subfolders(root)
     if split is None and _wordnet(folders):
         return root
-    return root / (choose_split(split, folders, f"dataset folder '{root}'", {root.resolve().name}) or ".")
+    present = [] if _wordnet(folders) else folders  # classes are no splits
+    return root / (choose_split(split, present, f"dataset folder '{root}'", {root.resolve().name}) or ".")
 
 
 def _wordnet(folders: list[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -90,7 +91,7 @@ def load_experiment(name: str, **overrides: Any) -> Experiment:
     try:
         experiment = Experiment.model_validate({**values, **given})
     except ValidationError as error:
-        raise InputError(_sentence(name, error)) from error
+        raise InputError(_sentence(name, error, given)) from error
     if rebudgeted and "methods" not in given:
         return experiment.model_copy(update={"methods": _that_follow(experiment)})
     return experiment
@@ -139,14 +140,18 @@ def _read(name: str) -> dict[str, Any]:
     elif name in shipped():
         content = (files("tokenmerge_bench.experiments") / f"{name}.toml").read_bytes()
     else:
-        raise InputError(f"unknown experiment '{name}'{nearest(name, shipped())}; known are {', '.join(shipped())}.")
+        hint = "; the name of a file must end in .toml" if path.exists() else ""
+        raise InputError(
+            f"unknown experiment '{name}'{nearest(name, shipped())}; known are {', '.join(shipped())}{hint}."
+        )
     try:
         return tomllib.loads(content.decode("utf-8"))
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"experiment '{name}' is no valid TOML ({error}).") from error
 
 
-def _sentence(name: str, error: ValidationError) -> str:
+def _sentence(name: str, error: ValidationError, flags: Mapping[str, Any]) -> str:
+    """What is wrong with an experiment; a value that a flag gave is blamed on the flag."""
     first = error.errors()[0]
     key = str(first["loc"][0]) if first["loc"] else "?"
     if first["type"] == "extra_forbidden":
@@ -154,4 +159,8 @@ def _sentence(name: str, error: ValidationError) -> str:
         return (
             f"experiment '{name}' has an unknown key '{key}'{nearest(key, known)}; known keys are {', '.join(known)}."
         )
+    if first["type"] == "missing":
+        return f"experiment '{name}' lacks the key '{key}'; add it."
+    if key in flags:
+        return f"--{key.replace('_', '-')} {first['input']} is not allowed ({first['msg']})."
     return f"experiment '{name}': {key}={first['input']!r} is not allowed ({first['msg']})."

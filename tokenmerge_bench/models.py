@@ -155,9 +155,20 @@ def load_model(
         path, label = (_EMBEDDED, "embedded") if weights is None else (weights, weights.name)
         model = _from_file(name, path, num_classes, kwargs)
     model.eval()
+    _check_patches(name, model)
     config = data_config(model)
     mark = fingerprint(model)
     return LoadedModel(model.to(device=device, dtype=dtype), name, label, mark, config)
+
+
+def _check_patches(name: str, model: nn.Module) -> None:
+    """timm would leave the pixels beyond the last whole patch out without a word."""
+    size, patch = (getattr(getattr(model, "patch_embed", None), what, None) for what in ("img_size", "patch_size"))
+    if size and patch and any(side % step for side, step in zip(size, patch, strict=True)):
+        raise InputError(
+            f"images of {size[0]} pixels are not whole patches of {patch[0]} pixels of '{name}': give a multiple of "
+            f"{patch[0]} by --img-size"
+        )
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:

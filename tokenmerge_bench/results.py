@@ -172,21 +172,27 @@ def _picture(file: Path) -> npt.NDArray[np.uint8]:
 
 
 def _provenance(path: Path) -> dict[str, Any]:
+    origin: dict[str, Any] = _json(path, "provenance.json")
     try:
-        origin = json.loads((path / "provenance.json").read_text(encoding="utf-8"))
         _fingerprints(origin)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"'{path}' lacks a readable provenance.json; finish its sweep by giving the command again."
-        ) from error
-    manifest = path / "sweep.json"
-    held = json.loads(manifest.read_text(encoding="utf-8"))["format"] if manifest.is_file() else FORMAT
-    if held > FORMAT:
+    except (KeyError, TypeError) as error:
+        raise InputError(f"'{path / 'provenance.json'}' names no images; run the sweep again.") from error
+    held = _json(path, "sweep.json").get("format") if (path / "sweep.json").is_file() else FORMAT
+    if not isinstance(held, int) or held > FORMAT:
         raise InputError(
             f"'{path}' was written by tokenmerge-bench {origin.get('tokenmerge_bench')} in format {held}, and this "
             f"version reads formats up to {FORMAT}; update tokenmerge-bench."
         )
-    content: dict[str, Any] = origin
+    return origin
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((path / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"'{path}' lacks a readable {name}; finish its sweep by giving the command again.")
     return content
 
 
@@ -208,8 +214,9 @@ def _conditions(origin: dict[str, Any]) -> dict[str, Any]:
     """What else must be the same for outcomes to be comparable, as far as it was recorded."""
     found = {"precision": origin.get("experiment", {}).get("dtype")}
     for model, held in origin.get("models", {}).items():
-        found[f"weights of {model}"] = held.get("fingerprint")
+        # Another image size resamples the positions, so that the weights differ too: named for what was asked for.
         found |= {f"{key} of {model}": value for key, value in held.get("preprocessing", {}).items()}
+        found[f"weights of {model}"] = held.get("fingerprint")
     return found
 
 

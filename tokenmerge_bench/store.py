@@ -233,13 +233,26 @@ def read_results(path: Path) -> pd.DataFrame:
     """The results table of a folder.
 
     Raises:
-        InputError: if the folder holds no results.
+        InputError: if the folder holds no results, unfinished ones, or a table that no sweep wrote.
     """
     file = path / "results.csv"
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise InputError(f"results folder '{path}' {found}; give a folder that `tmbench sweep` or `tmbench run` wrote.")
+    if not file.is_file() and (path / "sweep.json").is_file():
+        raise InputError(f"the sweep in '{path}' is not finished; give its command again, it goes on where it was.")
     if not file.is_file():
-        raise InputError(f"'{path}' holds no results.csv; give a folder that `tmbench sweep` wrote.")
+        raise InputError(f"'{path}' holds no results.csv; give a folder that `tmbench sweep` or `tmbench run` wrote.")
     text_columns = ["budget", "knob", "options", "reason", "weights", "tokens_per_block"]
-    return pd.read_csv(file, dtype=dict.fromkeys(text_columns, str), keep_default_na=False, na_values=[""])
+    try:
+        table = pd.read_csv(file, dtype=dict.fromkeys(text_columns, str), keep_default_na=False, na_values=[""])
+    except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
+        raise InputError(f"'{file}' is no table that a sweep wrote ({error}); run the sweep again.") from error
+    lacking = [column for column in COLUMNS if column not in table]
+    if lacking or table.empty:
+        what = f"lacks the column '{lacking[0]}'" if lacking else "has no rows"
+        raise InputError(f"'{file}' {what}; give a folder that `tmbench sweep` or `tmbench run` wrote.")
+    return table
 
 
 def outcomes_file(path: Path, point: str) -> Path | None:
