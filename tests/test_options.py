@@ -139,7 +139,7 @@ def test_a_block_that_the_model_lacks() -> None:
         ("dhtm:layer=all", r"did you mean 'layers'\?"),
         ("dhtm:connectivity", "'connectivity' of method 'dhtm' has no value; write dhtm:connectivity=VALUE"),
         ("dhtm:", "has no value"),
-        ("dhtm:connectivity=5", "connectivity=5 is not allowed .*8 or 4"),
+        ("dhtm:connectivity=5", "connectivity=5 is not allowed .*8, 4 or 'any'"),
         ("dhtm:connectivity=four", "connectivity=four is not allowed"),
         ("dhtm:averaging=mean", "averaging=mean is not allowed"),
         ("dhtm:prop_attn=maybe", "prop_attn=maybe is not allowed"),

@@ -160,6 +160,11 @@ def test_no_folder_an_empty_one_and_one_half_written(tmp_path: Path, copied: Pat
         ("results.csv", "", "is no table that a sweep wrote"),
         ("results.csv", "method,top1\ndhtm,80\n", "lacks the column 'experiment'"),
         ("results.csv", ",".join(COLUMNS) + "\n", "has no rows"),
+        (
+            "results.csv",
+            ",".join(COLUMNS) + "\n" + ",".join(COLUMNS) + "\n",
+            "something else than numbers in the column 'n_images'",
+        ),
     ],
 )
 def test_damaged_files_are_named(copied: Path, file: str, text: str, message: str) -> None:
@@ -173,6 +178,25 @@ def test_missing_outcomes_are_named(copied: Path) -> None:
     row = results.summary.to_dict("records")[1]
     shutil.rmtree(copied / "outcomes")
     with pytest.raises(InputError, match=r"lacks the per-image outcomes of tiny_28-dhtm"):
+        results.hits(row)
+
+
+@pytest.mark.parametrize("damage", ["cut", "no gzip", "no rank", "twice"])
+def test_damaged_outcomes_are_named(copied: Path, damage: str) -> None:
+    results = open_results([copied])
+    row = results.summary.to_dict("records")[1]
+    file = outcomes_file(copied, row["point"])
+    assert file is not None
+    table = pd.read_csv(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:-12])
+    elif damage == "no gzip":
+        file.write_bytes(b"image,rank")
+    elif damage == "no rank":
+        table.drop(columns="rank").to_csv(file, index=False)
+    else:
+        pd.concat([table, table]).to_csv(file, index=False)
+    with pytest.raises(InputError, match=rf"{file.name}' is damaged"):
         results.hits(row)
 
 
@@ -202,6 +226,11 @@ def test_examples_are_the_merges_and_the_images_they_belong_to(tmp_path: Path, w
                 assert len(np.unique(site.owner)) == site.tokens == site.owner.max() + 1
                 # Merges are never undone: tokens of an earlier site lie whole in those of a later one.
                 assert len(np.unique(np.stack([site.owner, later.owner]), axis=1).T) == site.tokens
+    described = tmp_path / "out" / "examples" / f"{runs[1]['point']}.json"
+    for text in ("{", "[{}]", described.read_text().replace(".png", ".gif"), described.read_text().replace("7", "8")):
+        described.write_text(text)
+        with pytest.raises(InputError, match="is damaged"):
+            results.examples(runs[1])
     pictures = sorted((tmp_path / "out" / "examples").glob("*.png"))
     assert len(pictures) == 3
     for picture in pictures:

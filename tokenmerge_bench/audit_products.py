@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -20,8 +21,8 @@ FOLDED = "results"
 def show_products(results: Sequence[Results], folder: Path) -> list[str]:
     """Markdown of the tables and figures that these results were made for, pictures below `folder`.
 
-    What an experiment shows is recorded with its results. Of several folders that show the same of the same models
-    and images, the first is taken; tables of all settings differ and are folded.
+    What an experiment shows is recorded with its results. Of several folders that hold the same settings of the same
+    images (in another crop, say), the first is taken. Tables of all settings are folded.
     """
     lines: list[str] = []
     for name, found in sorted(_wanted(results), key=lambda pair: (pair[0] == FOLDED, pair[0] in FIGURES)):
@@ -30,7 +31,7 @@ def show_products(results: Sequence[Results], folder: Path) -> list[str]:
             continue
         text = render(name, TABLES[name](found), "md").strip()
         if name == FOLDED:
-            text = f"<details>\n<summary>{escape(_title(found))}</summary>\n\n{text}\n\n</details>"
+            text = f"<details>\n<summary>{escape(_title(found))}: all settings</summary>\n\n{text}\n\n</details>"
         lines += [text, ""]
     return ["## Tables and figures, reported and measured", "", *lines] if lines else []
 
@@ -38,19 +39,29 @@ def show_products(results: Sequence[Results], folder: Path) -> list[str]:
 def _wanted(results: Sequence[Results]) -> Iterator[tuple[str, Results]]:
     seen = set()
     for found in results:
-        for name in _experiment(found).get("shows", []):
-            key = (name, found.fingerprints, tuple(found.summary["model"].unique()), name == FOLDED and _title(found))
+        shows = _experiment(found).get("shows")
+        for name in shows if isinstance(shows, list) else []:
             known = name in FIGURES or name in TABLES
-            if known and key not in seen and obstacle(name, found) is None:
-                seen.add(key)
+            if known and _content(name, found) not in seen and obstacle(name, found) is None:
+                seen.add(_content(name, found))
                 yield name, found
 
 
+def _content(name: str, found: Results) -> tuple[object, ...]:
+    """What tells a table or figure from another of the same name."""
+    settings = found.summary[["model", "label", "budget"]]
+    return name, found.fingerprints, tuple(settings.itertuples(index=False, name=None))
+
+
 def _picture(name: str, found: Results, folder: Path) -> list[str]:
-    place = folder / "figures" / f"{found.table['experiment'].iloc[0]}-{found.dataset}"
-    picture, _ = make(found, [name], place, ("png", "svg"))[0]
+    models = "-".join(found.summary["model"].unique())
+    # The words come from the folder, which may be anybody's: nothing in them may lead elsewhere.
+    place = re.sub(r"[^\w.-]", "_", f"{found.table['experiment'].iloc[0]}-{found.dataset}-{models}").strip(".")
+    subset = found.fingerprints[1][:6]
+    picture, _ = make(found, [name], folder / "figures" / f"{place}-{subset}", ("png", "svg"))[0]
     where = picture.relative_to(folder).as_posix()
-    return [f"![{name}]({where})", "", f"*Figure {name.removeprefix('fig')}. {FIGURES[name].CAPTION}*", ""]
+    caption = f"Figure {name.removeprefix('fig')}, {_title(found)}. {FIGURES[name].CAPTION}"
+    return [f"![{name}]({where})", "", f"*{caption}*", ""]
 
 
 def _experiment(found: Results) -> dict[str, Any]:
@@ -60,4 +71,4 @@ def _experiment(found: Results) -> dict[str, Any]:
 
 def _title(found: Results) -> str:
     title = _experiment(found).get("title") or found.table["experiment"].iloc[0]
-    return f"{title}: all settings"
+    return str(title)

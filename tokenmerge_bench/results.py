@@ -6,6 +6,7 @@ Tables, figures and comparisons start here and need nothing else: no model, no i
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -97,7 +98,14 @@ class Results:
                 f"'{self.folders[run['folder']]}' lacks the per-image outcomes of {run['point']}; copy the whole "
                 "folder, or run the sweep again."
             )
-        return pd.read_csv(file).set_index("image")
+        try:
+            table = pd.read_csv(file).set_index("image")
+            sound = table.index.is_unique and pd.api.types.is_integer_dtype(table["rank"])
+        except (OSError, EOFError, ValueError, KeyError, zlib.error):  # what gzip and pandas raise on damaged files
+            sound = False
+        if not sound:
+            raise InputError(f"'{file}' is damaged; copy the folder once more, or run the sweep again.")
+        return table
 
     def hits(self, *settings: dict[Any, Any]) -> list[Hits]:
         """Whether top-1 was right, (seeds, images) for each row of `summary`, the images in the same order for all.
@@ -130,15 +138,10 @@ class Results:
         file = folder / f"{run['point']}.json"
         if not file.is_file():
             return []
-        return [
-            Example(
-                held["image"],
-                _picture(folder / held["picture"]),
-                tuple(held["grid"]),
-                [Site(s["block"], s["tokens"], np.array(s["owner"], dtype=np.int64)) for s in held["sites"]],
-            )
-            for held in json.loads(file.read_text(encoding="utf-8"))
-        ]
+        try:
+            return [_example(folder, held) for held in json.loads(file.read_text(encoding="utf-8"))]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"'{file}' or a picture beside it is damaged; run the sweep again.") from error
 
 
 def open_results(paths: Sequence[Path]) -> Results:
@@ -166,9 +169,13 @@ def open_results(paths: Sequence[Path]) -> Results:
     return Results(list(paths), origins, table.reset_index(drop=True))
 
 
-def _picture(file: Path) -> npt.NDArray[np.uint8]:
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
+def _example(folder: Path, held: dict[str, Any]) -> Example:
+    rows, columns = held["grid"]
+    sites = [Site(s["block"], s["tokens"], np.array(s["owner"], dtype=np.int64)) for s in held["sites"]]
+    if any(site.owner.shape != (rows * columns,) for site in sites):
+        raise ValueError("an owner for every grid cell is needed")
+    with Image.open(folder / Path(held["picture"]).name) as image:  # nothing outside the folder is opened
+        return Example(held["image"], np.asarray(image.convert("RGB")), (rows, columns), sites)
 
 
 def _provenance(path: Path) -> dict[str, Any]:

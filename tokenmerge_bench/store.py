@@ -37,6 +37,8 @@ COLUMNS = (
     "images_per_s", "latency_ms", "peak_memory_mb", "seed", "device", "dtype", "status", "reason", "point",
 )  # fmt: skip
 """Columns of results.csv: accuracies in percent, `reduction` the fraction of the unreduced MACs that is saved."""
+NUMBERS = ("n_images", "top1", "top1_low", "top1_high", "top5", "gflops", "reduction")
+"""Columns of numbers that tables and figures are made of; empty where a point gave none."""
 MEASURED_TIMES = ("images_per_s", "latency_ms", "peak_memory_mb")
 """Columns that differ between two runs of the same sweep; all others are reproducible."""
 
@@ -252,6 +254,9 @@ def read_results(path: Path) -> pd.DataFrame:
     if lacking or table.empty:
         what = f"lacks the column '{lacking[0]}'" if lacking else "has no rows"
         raise InputError(f"'{file}' {what}; give a folder that `tmbench sweep` or `tmbench run` wrote.")
+    words = [c for c in NUMBERS if c in table and not pd.api.types.is_numeric_dtype(table[c])]
+    if words:
+        raise InputError(f"'{file}' has something else than numbers in the column '{words[0]}'; run the sweep again.")
     return table
 
 
