@@ -82,6 +82,8 @@ def test_methods_of_the_paper_that_are_not_here_yet_are_told_from_misspelt_ones(
 def test_budgets_of_a_flag_leave_out_methods_of_the_file_that_cannot_follow() -> None:
     assert load_experiment("demo", k=["40"]).methods == ["dhtm", "lotm", "random"]
     assert load_experiment("demo", k=["40"], methods=["tome"]).methods == ["tome"]
+    with pytest.raises(InputError, match="none of dhtm, random takes --r; name methods that do with --methods"):
+        load_experiment("fig4", r=["8"])
 
 
 def test_the_layers_of_an_experiment_are_those_of_methods_that_name_none() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from sweeping import run
+from sweeping import TINY_RGB, run
 
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.results import open_results
@@ -121,6 +121,28 @@ def test_the_same_images_seen_in_another_way_are_refused(
         open_results([swept, copied])
 
 
+def test_two_versions_of_a_method_are_not_one(swept: Path, copied: Path) -> None:
+    edit(copied, "sweep.json", lambda content: content["evaluation"].update({"code of lotm": "edited"}))
+    with pytest.raises(InputError, match=r"differ in the code of lotm \(\w+; edited\)"):
+        open_results([swept, copied])
+
+
+def test_a_model_of_which_nothing_is_recorded_is_refused(copied: Path) -> None:
+    edit(copied, "provenance.json", lambda origin: origin["models"].clear())
+    with pytest.raises(InputError, match=r"provenance.json' says nothing of tiny_28"):
+        open_results([copied])
+
+
+def test_what_draws_nothing_is_the_same_point_with_any_seed(
+    tmp_path: Path, rgb_weights: Path, image_folder: Path
+) -> None:
+    folders = [tmp_path / "0", tmp_path / "5"]
+    for folder, seed in zip(folders, (0, 5), strict=True):
+        chosen: dict[str, Any] = {"models": [TINY_RGB], "dataset": str(image_folder), "limit": None, "seed": seed}
+        run(folder, rgb_weights, methods=["dhtm", "random"], **chosen)
+    assert open_results(folders).summary.set_index("label")["seeds"].to_dict() == {"none": 1, "dhtm": 1, "random": 4}
+
+
 def test_a_folder_of_an_older_version_loads() -> None:
     results = open_results([HISTORIC])
     assert (results.summary["status"] == "ok").any()
@@ -218,7 +240,7 @@ def test_examples_are_the_merges_and_the_images_they_belong_to(tmp_path: Path, w
     for point in runs[1:]:
         found = results.examples(point)
         outcomes = results.outcomes(point)
-        assert [example.image for example in found] == outcomes.index[:3].tolist()
+        assert [example.image for example in found] == outcomes.index[[0, 2, 5]].tolist()
         for example in found:
             assert (example.grid, example.picture.shape) == ((7, 7), (28, 28, 3))
             assert [(site.block, site.tokens) for site in example.sites] == [(3, 43), (6, 37), (10, 31)]

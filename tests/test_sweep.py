@@ -33,7 +33,7 @@ from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.reducers import TokenReducer
 from tokenmerge_bench.statistics import wilson_interval
-from tokenmerge_bench.store import read_results
+from tokenmerge_bench.store import ResultFolder, read_results
 from tokenmerge_bench.sweep import SweepResult
 from tokenmerge_bench.tokens import Tokens
 
@@ -408,6 +408,66 @@ def test_nothing_but_unreadable_images(rgb_weights: Path, image_folder: Path, tm
     spoil(image_folder, *(path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.png")))
     with pytest.raises(InputError, match="none of the 6 images of 'val' can be read; check the files"):
         rgb(tmp_path / "out", rgb_weights, image_folder)
+
+
+def test_an_image_that_was_unreadable_once_is_evaluated_when_it_can_be_read(
+    rgb_weights: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    """The same size, so that the image set is still the same one."""
+    chosen: dict[str, Any] = {"models": [TINY_RGB], "dataset": str(image_folder), "limit": None}
+    file = next(image_folder.rglob("*.png"))
+    content = file.read_bytes()
+    file.write_bytes(bytes(len(content)))
+    damaged = run(tmp_path / "out", rgb_weights, methods=["dhtm"], **chosen)
+    assert damaged.table["n_images"].tolist() == [5, 5]
+    again = Recorder()
+    run(tmp_path / "out", rgb_weights, again, methods=["dhtm"], **chosen)
+    assert not again.steps  # it still cannot be read
+    file.write_bytes(content)
+    mended = run(tmp_path / "out", rgb_weights, methods=["dhtm", "lotm"], **chosen)
+    assert mended.table["n_images"].tolist() == [6, 6, 6]
+    assert mended.unreadable == []
+
+
+def test_damaged_records_and_journal_lines_are_evaluated_again(
+    weights: Path, tmp_path: Path, undisturbed: SweepResult
+) -> None:
+    run(tmp_path / "out", weights)
+    next((tmp_path / "out" / "records").glob("*dhtm*")).write_text("")
+    (tmp_path / "out" / "journal.jsonl").write_text('{"model": 3}\nno json\n')
+    result = run(tmp_path / "out", weights)
+    pd.testing.assert_frame_equal(lasting(result.table), lasting(undisturbed.table))
+
+
+def test_stopped_between_the_records_of_a_new_model_its_provenance_is_still_written(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "out", weights, methods=["dhtm"])
+    finish = ResultFolder.finish_point
+    written: list[str] = []
+
+    def stopped(folder: ResultFolder, point: str, *rest: Any) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(point)
+        finish(folder, point, *rest)
+
+    monkeypatch.setattr(ResultFolder, "finish_point", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "out", weights, methods=["dhtm", "lotm", "random"])
+    monkeypatch.undo()
+    run(tmp_path / "out", weights, methods=["dhtm", "lotm", "random"])
+    origin = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert origin["experiment"]["methods"] == ["dhtm", "lotm", "random"]
+
+
+def test_other_examples_are_another_experiment_and_fresh_clears_them(weights: Path, tmp_path: Path) -> None:
+    run(tmp_path / "out", weights, methods=["dhtm"], examples=2)
+    assert len(list((tmp_path / "out" / "examples").glob("*.png"))) == 2
+    with pytest.raises(InputError, match=r"another experiment \(examples was 2, now 0\)"):
+        run(tmp_path / "out", weights, methods=["dhtm"])
+    run(tmp_path / "out", weights, methods=["dhtm"], fresh=True)
+    assert not (tmp_path / "out" / "examples").exists()
 
 
 def test_images_that_were_repaired_are_another_experiment(

@@ -165,7 +165,7 @@ def _experiment(name: str, comparison: Comparison, images: Images, running: Runn
         overrides["dataset"] = demo.dataset
     experiment = load_experiment(name, **overrides)
     own_data = images.dataset not in (None, demo.dataset)
-    if own_data and experiment.models == [DEMO_MODEL]:
+    if own_data and comparison.models is None and experiment.models == [DEMO_MODEL]:
         raise InputError(f"--dataset {images.dataset} needs to know the model; name one with --models.")
     if images.limit is not None and images.limit < 0:
         raise InputError(f"--limit {images.limit} is negative; give a number of images, or 0 for all of them.")

@@ -41,7 +41,7 @@ class Experiment(BaseModel):
     dataset: str | None = None
     data_dir: str | None = None
     split: str | None = None
-    crop_pct: float | None = Field(default=None, gt=0, le=1)
+    crop_pct: float | None = Field(default=None, ge=0.05, le=1)  # less asks for enormous images
     img_size: int | None = Field(default=None, ge=1)
     interpolation: str | None = None
     budgets: list[float] = []
@@ -104,16 +104,19 @@ def available(experiment: Experiment) -> tuple[list[MethodSpec], list[str]]:
         InputError: for a name that is neither, or if nothing is left to run.
     """
     layers = parse_layers(experiment.layers) if experiment.layers else None
-    missing = [text for text in experiment.methods if _is_missing(text)]
-    specs = [parse_method(text, layers) for text in experiment.methods if text not in missing]
+    missing = [_name(text) for text in experiment.methods if _is_missing(text)]
+    specs = [parse_method(text, layers) for text in experiment.methods if not _is_missing(text)]
     if not specs:
         raise InputError(f"{', '.join(missing)} cannot be run here yet; name other methods (`tmbench list methods`).")
     return list({(spec.name, all_options(spec)): spec for spec in specs}.values()), list(dict.fromkeys(missing))
 
 
+def _name(text: str) -> str:
+    return text.strip().partition(":")[0]
+
+
 def _is_missing(text: str) -> bool:
-    name = text.strip().partition(":")[0]
-    return name in published.methods() and name not in list_methods()
+    return _name(text) in published.methods() and _name(text) not in list_methods()
 
 
 def _that_follow(experiment: Experiment) -> list[str]:
@@ -122,7 +125,12 @@ def _that_follow(experiment: Experiment) -> list[str]:
     if kind in ("fraction", "gflops"):
         return experiment.methods
     known = [text for text in experiment.methods if not _is_missing(text)]
-    return [text for text in known if parse_method(text).build().knob.name == kind]
+    following = [text for text in known if parse_method(text).build().knob.name == kind]
+    if not following:
+        raise InputError(
+            f"none of {', '.join(known)} takes --{kind.replace('_', '-')}; name methods that do with --methods."
+        )
+    return following
 
 
 def shipped() -> list[str]:

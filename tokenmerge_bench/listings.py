@@ -10,9 +10,9 @@ from tokenmerge_bench.budgets import Solver, Unreachable, reduce_with
 from tokenmerge_bench.counting import count
 from tokenmerge_bench.datasets import dataset_layouts
 from tokenmerge_bench.display import short_knob
-from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
+from tokenmerge_bench.experiment import Experiment, available, load_experiment, shipped
 from tokenmerge_bench.models import build_model, list_models
-from tokenmerge_bench.options import layers_text, parse_layers, parse_method
+from tokenmerge_bench.options import layers_text
 from tokenmerge_bench.registry import list_methods
 
 
@@ -64,7 +64,7 @@ def flops_table(experiment: Experiment, model: str) -> Table:
     """Token schedules and MACs of one model, counted by fvcore on the attached model and checked by the closed form."""
     network = build_model(model).eval()
     solver = Solver(network)
-    layers = parse_layers(experiment.layers) if experiment.layers else None
+    methods, missing = available(experiment)
     table = Table(
         "method",
         "budget",
@@ -77,8 +77,7 @@ def flops_table(experiment: Experiment, model: str) -> Table:
         table.add_column(heading, justify="right")
     tokens = _tokens(solver.unreduced_schedule.mlp_tokens())
     table.add_row("unreduced", "", "", tokens, f"{solver.unreduced.total / 1e9:.4f}", "", "")
-    for text in experiment.methods:
-        spec = parse_method(text, layers)
+    for spec in methods:
         for budget in experiment.all_budgets():
             try:
                 found = solver.solve(spec, budget)
@@ -95,6 +94,8 @@ def flops_table(experiment: Experiment, model: str) -> Table:
                 f"{macs.reducer / 1e9:.4f}",
                 f"{100 * (1 - macs.total / solver.unreduced.total):.1f} %",
             )
+    for name in missing:
+        table.add_row(name, "", "missing", "not here yet, it must be trained first", "", "", "")
     return table
 
 

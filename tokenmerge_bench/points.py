@@ -62,7 +62,8 @@ def plan(
                 f"{method.label} has weights of its own that must be trained first, and there is no checkpoint; "
                 "leave it out or choose options that need no training."
             )
-    points = [Point(*identity, None, Budget("fraction", "1"), seed, unreduced)]
+    # What draws nothing is the same point whatever the seed.
+    points = [Point(*identity, None, Budget("fraction", "1"), 0, unreduced)]
     for budget in budgets:
         reasons = []
         for method in methods:
@@ -73,8 +74,8 @@ def plan(
                 reason = str(error)
                 reasons.append(reason)
             drawn = method.build().stochastic and solution is not None and solution.schedule.steps
-            runs = seeds if drawn else 1
-            points += [Point(*identity, method, budget, seed + run, solution, reason) for run in range(runs)]
+            runs = range(seed, seed + seeds) if drawn else [0]
+            points += [Point(*identity, method, budget, run, solution, reason) for run in runs]
         if len(reasons) == len(methods):
             raise InputError(
                 f"no method reaches budget {budget.recorded} on {loaded.name}: {'; '.join(reasons)}; ask for another "

@@ -149,7 +149,7 @@ def open_results(paths: Sequence[Path]) -> Results:
 
     Raises:
         InputError: for a folder without results, one of a newer format, or folders of different images, or of one
-            model with different weights, preprocessing or precision.
+            model or method with different weights, preprocessing, precision or code.
     """
     if not paths:
         raise InputError("no results folder was given; name one that `tmbench sweep` or `tmbench run` wrote.")
@@ -158,6 +158,7 @@ def open_results(paths: Sequence[Path]) -> Results:
     for number, path in enumerate(paths):
         table = read_results(path).assign(folder=number)
         origin = _provenance(path)
+        _refuse_unnamed(path, table, origin)
         for earlier, other in zip(paths, origins, strict=False):
             _refuse_unlike(earlier, other, path, origin)
         tables.append(table)
@@ -203,6 +204,16 @@ def _json(path: Path, name: str) -> dict[str, Any]:
     return content
 
 
+def _refuse_unnamed(path: Path, table: pd.DataFrame, origin: dict[str, Any]) -> None:
+    """Raises InputError for a model of which nothing is recorded, so that nothing about it could be compared."""
+    unnamed = set(table["model"]).difference(origin.get("models", table["model"]))
+    if unnamed:
+        raise InputError(
+            f"'{path / 'provenance.json'}' says nothing of {', '.join(sorted(unnamed))}; finish its sweep by giving "
+            "the command again."
+        )
+
+
 def _refuse_unlike(path: Path, origin: dict[str, Any], later: Path, other: dict[str, Any]) -> None:
     """Raises InputError where two folders cannot be looked at together, naming what differs."""
     refused = "cannot be shown or compared together; give folders"
@@ -211,8 +222,9 @@ def _refuse_unlike(path: Path, origin: dict[str, Any], later: Path, other: dict[
             f"'{path}' and '{later}' were evaluated on different images ({_images(origin)}; {_images(other)}) and "
             f"{refused} of the same images."
         )
-    for what, held in _conditions(origin).items():
-        found = _conditions(other).get(what, held)
+    conditions, others = ({**_conditions(o), **_code(p)} for p, o in ((path, origin), (later, other)))
+    for what, held in conditions.items():
+        found = others.get(what, held)
         if held != found:
             raise InputError(f"'{path}' and '{later}' differ in the {what} ({held}; {found}) and {refused} that agree.")
 
@@ -225,6 +237,12 @@ def _conditions(origin: dict[str, Any]) -> dict[str, Any]:
         found |= {f"{key} of {model}": value for key, value in held.get("preprocessing", {}).items()}
         found[f"weights of {model}"] = held.get("fingerprint")
     return found
+
+
+def _code(path: Path) -> dict[str, Any]:
+    """Fingerprints of the code of the methods, by which two versions of a method are told apart."""
+    evaluation = _json(path, "sweep.json").get("evaluation", {}) if (path / "sweep.json").is_file() else {}
+    return {key: value for key, value in evaluation.items() if key.startswith("code of ")}
 
 
 def _fingerprints(origin: dict[str, Any]) -> tuple[str, str]:

@@ -182,8 +182,11 @@ class ResultFolder:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
     def is_done(self, point: str) -> bool:
-        """Whether a point has been evaluated on every image."""
-        return (self.path / "records" / f"{point}.json").exists()
+        """Whether a point has been evaluated on every image; a record that cannot be read is none."""
+        try:
+            return isinstance(self.record(point), dict)
+        except (OSError, ValueError):
+            return False
 
     def append(self, batch: BatchOutcomes) -> None:
         """Adds one batch to the journal and hands it to the operating system."""
@@ -191,7 +194,7 @@ class ResultFolder:
             file.write(json.dumps(asdict(batch), separators=(",", ":")) + "\n")
 
     def read_journal(self) -> Iterator[BatchOutcomes]:
-        """All whole lines of the journal; a torn last line is cut off first."""
+        """All sound lines of the journal; a torn last line is cut off first. What is lost is evaluated again."""
         if not self.journal.exists():
             return
         content = self.journal.read_bytes()
@@ -199,10 +202,11 @@ class ResultFolder:
         if len(whole) != len(content):
             with self.journal.open("rb+") as file:
                 file.truncate(len(whole))
-        for line in whole.decode("utf-8").splitlines():
-            values = json.loads(line)
-            values["points"] = {key: PointOutcomes(**value) for key, value in values["points"].items()}
-            yield BatchOutcomes(**values)
+        for line in whole.decode("utf-8", "replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                values = json.loads(line)
+                values["points"] = {key: PointOutcomes(**value) for key, value in values["points"].items()}
+                yield BatchOutcomes(**values)
 
     def finish_point(
         self, point: str, record: Mapping[str, Any], outcomes: pd.DataFrame, examples: Sequence[Mapping[str, Any]] = ()

@@ -19,7 +19,7 @@ import timm
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from tokenmerge_bench.data import ImageSet, Indices, Transform, eval_transform, iter_batches, subset
+from tokenmerge_bench.data import ImageSet, Indices, Transform, Unreadable, eval_transform, iter_batches, subset
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, open_device, prepare
 from tokenmerge_bench.errors import InputError
@@ -88,7 +88,7 @@ def run_sweep(
     hardware = Hardware(open_device(device), getattr(torch, experiment.dtype))
     if experiment.dataset is None:
         raise InputError(f"experiment '{name}' leaves the choice of images to you; name them with --dataset.")
-    data_dir = Path(experiment.data_dir) if experiment.data_dir else None
+    data_dir = Path(experiment.data_dir).expanduser() if experiment.data_dir else None
     images = open_dataset(experiment.dataset, data_dir, experiment.split)
     chosen = subset(images, experiment.limit, experiment.seed)
     jobs = []
@@ -123,6 +123,7 @@ class _Run:
         self.hardware, self.folder, self.reporter = hardware, folder, reporter
         self.failures: dict[str, str] = {}
         self.unreadable: list[str] = []
+        self._tried: dict[str, bool] = {}
         self.evaluated = False  # anything at all; a run that finds everything done leaves the provenance alone
 
     def all(self, jobs: Sequence[_Job], workers: int) -> SweepResult:
@@ -146,6 +147,21 @@ class _Run:
             self.folder.drop_journal()
         return SweepResult(self.folder.path, table, self.failures, self.unreadable)
 
+    def _is_done(self, point: Point) -> bool:
+        """Whether a point has been evaluated on every image that can be read, also on one that was mended since."""
+        if not self.folder.is_done(point.id):
+            return False
+        return not any(map(self._readable, self.folder.record(point.id).get("unreadable", [])))
+
+    def _readable(self, name: str) -> bool:
+        if name not in self._tried:
+            try:
+                self.images.load(self.images.paths.index(name))
+                self._tried[name] = True
+            except Unreadable:
+                self._tried[name] = False
+        return self._tried[name]
+
     def _write_provenance(self, jobs: Sequence[_Job]) -> None:
         sources = {
             job.loaded.name: {
@@ -166,15 +182,16 @@ class _Run:
         write_text(self.folder.path / "provenance.json", json.dumps(origin, indent=1) + "\n")
 
     def _announce(self, jobs: Sequence[_Job], journal: Sequence[BatchOutcomes]) -> None:
-        runnable = {point.id for job in jobs for point in job.points if point.solution is not None}
-        finished = {point for point in runnable if self.folder.is_done(point)}
+        planned = [point for job in jobs for point in job.points if point.solution is not None]
+        runnable, finished = {point.id for point in planned}, {point.id for point in planned if self._is_done(point)}
         journaled = sum(
             len(batch.indices) for batch in journal for point in batch.points if point in runnable - finished
         )
         self.reporter.start(len(runnable) * len(self.chosen), len(finished) * len(self.chosen) + journaled)
 
     def _evaluate(self, job: _Job, journal: list[BatchOutcomes], workers: int) -> None:
-        missing = [p for p in job.points if p.solution is not None and not self.folder.is_done(p.id)]
+        missing = [p for p in job.points if p.solution is not None and not self._is_done(p)]
+        self.evaluated |= bool(missing)  # even if the journal has all of it: an earlier run did not get to the end
         evaluators: dict[str, Evaluator] = {}
         for point in missing:
             try:
@@ -185,12 +202,13 @@ class _Run:
             size = self.experiment.batch_size
             complete = {chunk for chunk, points in job.done.items() if points.issuperset(evaluators)}
             batches = iter_batches(self.images, self.chosen, job.transform, size, workers, complete)
-            examples = self.chosen[: self.experiment.examples].tolist()
+            # Spread over the choice, which is sorted by class in most folders.
+            wanted = min(self.experiment.examples, len(self.chosen))
+            examples = self.chosen[np.linspace(0, len(self.chosen) - 1, wanted).astype(int)].tolist()
             outcomes = evaluate(evaluators, batches, job.done, self.hardware, self.reporter, self.failures, examples)
             for batch in outcomes:
                 batch.model = job.loaded.name
                 self.folder.append(batch)
-                self.evaluated = True
                 journal.append(batch)
         self._note_unreadable(journal)
         for point in missing:

@@ -361,3 +361,10 @@ def test_d1_d_more_merges_than_there_are_pairs_leave_one_token(steps: int) -> No
 def test_a_score_equal_to_the_threshold_merges(tau: float, left: int) -> None:
     # Manhattan distances of whole numbers are exact: the merges of D1 score -3 and -4.5.
     assert len(contract(image(D1), (2, 3), 5, averaging="plain", similarity="manhattan", threshold=tau)) == left
+
+
+def test_macs_without_spatial_constraint_count_every_pair() -> None:
+    """Norms and 196 * 195 / 2 scores; then for each of 3 merges its mean, its norm and scores with 194, 193, 192."""
+    reducer = Dhtm(DhtmOptions(connectivity="any"))
+    pairs = 196 * 195 // 2
+    assert reducer.macs(196, 193, 10) == 10 * (196 + pairs + 3 * (1 + 1) + 194 + 193 + 192)
