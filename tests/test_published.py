@@ -45,6 +45,11 @@ def test_the_nine_methods() -> None:
     assert published.methods() == known.split()
 
 
+def test_every_relation_of_a_statement_is_documented() -> None:
+    used = set(published.claims()["relation"]) - {""}
+    assert {relation for relation in used if f"`{relation}`" not in str(published.claims.__doc__)} == set()
+
+
 def test_a_statement_is_either_a_number_or_a_sentence() -> None:
     claims = published.claims()
     assert claims["id"].is_unique

@@ -183,7 +183,40 @@ def test_best_and_tied_are_among_the_trained_and_among_the_others(by_method: Res
     # Two images between dhtm and tome; 10 to dhtm:connectivity=4; 20 to lotm, 55 between the trained ones.
     assert [key for key, row in found.items() if row["tied"]] == [("no", "tome")]
     assert found["no", "tome"]["p_best"] == pytest.approx(0.5)  # the largest of five, so Holm leaves it
-    assert found["no", "dhtm:connectivity=4"]["p_best"] == pytest.approx(2 * 2 / 2**10)
+    # Of the eleven pairs of the table six have smaller p-values, however far from the best they are.
+    assert found["no", "dhtm:connectivity=4"]["p_best"] == pytest.approx(5 * 2 / 2**10)
+
+
+def test_all_pairs_count_because_the_best_was_picked_by_the_same_data(tmp_path: Path) -> None:
+    """Seven images between the best and the last: of three tests that would be 0.047, of six pairs it is not."""
+    counts = {"dhtm": 80, "tome": 79, "lotm": 78, "k_medoids": 73}
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        *(point(method, "0.7", 0.7, right(count)) for method, count in counts.items()),
+    )
+    for name in ("table2", "results"):
+        (row,) = (
+            row for row in TABLES[name](results).to_dict("records") if row["method"] == "k_medoids" and row["tied"]
+        )
+        assert row["p_best"] == pytest.approx(6 * 2 / 2**7)
+        assert "over all pairs of the table" in render(name, TABLES[name](results), "md")
+
+
+def test_what_cannot_be_told_from_one_of_several_best_is_tied(tmp_path: Path) -> None:
+    """lotm has 10 images less than dhtm and none more; to tome, as good as dhtm, it loses 20 and gains 10."""
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        point("dhtm", "0.7", 0.7, right(80)),
+        point("tome", "0.7", 0.7, right(80, start=10)),
+        point("lotm", "0.7", 0.7, right(70)),
+    )
+    found = rows(results_table(results), "method")
+    assert [method for method, row in found.items() if row["best"]] == ["dhtm", "tome"]
+    less = sum(math.comb(30, k) for k in range(11)) / 2**30
+    assert found["lotm"]["p_best"] == pytest.approx(2 * 2 * less)  # the second largest of three
+    assert found["lotm"]["tied"]
 
 
 def test_seeds_are_averaged_and_their_spread_is_shown(by_method: Results) -> None:
@@ -234,6 +267,29 @@ def test_best_is_at_each_budget_and_the_front_is_over_all(by_method: Results) ->
     assert [key for key, row in found.items() if row["pareto"]] == [
         ("unreduced", ""), ("dhtm", "0.5"), ("lotm", "0.7"), ("dpc_knn (trained)", "0.7"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dearest", "marked"), [(0.7069, True), (0.7071, False)])
+@pytest.mark.parametrize("name", ["table2", "results"])
+def test_there_is_a_best_only_among_settings_of_equal_cost(
+    name: str, dearest: float, marked: bool, tmp_path: Path
+) -> None:
+    """Each is within 1 % of its neighbour, and the ends within 1 % of each other or not; trained ones stand apart."""
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        point("lotm", "0.7", 0.700, right(70)),
+        point("tome", "0.7", 0.7035, right(79)),
+        point("dhtm", "0.7", dearest, right(80)),
+        *(point(method, "0.7", 0.75, right(80), trained="yes") for method in ("lotm", "tome")),
+    )
+    frame = TABLES[name](results)
+    found = frame[~frame["method"].str.contains("trained") & ~(frame.get("trained", "no") == "yes")]
+    assert found.loc[found["best"], "method"].tolist() == ["dhtm"] * marked
+    assert found.loc[found["tied"], "method"].tolist() == ["tome"] * marked
+    assert found["p_best"].notna().sum() == 2 * marked
+    assert frame["best"].sum() == 2 + marked  # the trained ones are equally good
+    assert "within 1 % of each other's GFLOPs" in render(name, frame, "md")
 
 
 def test_old_results_still_make_tables(tmp_path: Path) -> None:
@@ -367,6 +423,47 @@ def test_latex_marks_and_escapes(by_method: Results) -> None:
     assert r"deit\_tiny\_patch16\_224" in text
     assert r"at least 0.75 \& more" in text
     assert text.count(r"\midrule") == 2  # below the headings, and between trained and off the shelf
+
+
+HOSTILE = "**not** |here| <img src=x> ![y](z) \\ yet"
+
+
+def test_reasons_are_escaped_below_markdown_and_latex_tables(tmp_path: Path) -> None:
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        point("dhtm", "0.7", 0.7, right(80)),
+        nothing("sit", "0.7", "failed", HOSTILE),
+    )
+    for name in ("table2", "results"):
+        frame = TABLES[name](results)
+        note = next(line for line in render(name, frame, "md").splitlines() if line.startswith("Failed"))
+        assert r"\*\*not\*\* \|here\| \<img src=x> !\[y](z) \\ yet" in note
+        assert r"**not** \textbar{}here\textbar{} \textless{}img" in render(name, frame, "tex")
+
+
+def test_signs_in_reasons_are_latex_that_any_engine_sets(tmp_path: Path) -> None:
+    reason = "224 → 160 is ≤ 0.5 ± 0.1 — or ≥ 2 \N{MULTIPLICATION SIGN} 3, ≈ \N{MINUS SIGN}1 \N{EN DASH} naïve"
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        point("dhtm", "0.7", 0.7, right(80)),
+        nothing("sit", "0.7", "failed", reason),
+    )
+    text = render("results", results_table(results), "tex")
+    wanted = r"224 $\rightarrow$ 160 is $\leq$ 0.5 $\pm$ 0.1 --- or $\geq$ 2 $\times$ 3, $\approx$ $-$1 -- naïve"
+    assert wanted in text
+
+
+def test_the_spread_is_explained_where_there_is_one(by_k: Results, by_method: Results, tmp_path: Path) -> None:
+    explained = "±: standard deviation over seeds."
+    seeds = made(tmp_path / "r", unreduced(right(90)), *(point("dhtm", "k=40", 0.7, right(80), seed=s) for s in (0, 1)))
+    for name, results in (("table1", seeds), ("table2", by_method), ("results", by_method)):
+        frame = TABLES[name](results)
+        assert explained in render(name, frame, "md")
+        assert explained.replace("±", r"$\pm$") in render(name, frame, "tex")
+    for name in ("table1", "results"):
+        assert "±" not in render(name, TABLES[name](by_k), "md")
 
 
 def test_names_of_users_are_escaped(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ A loss against the unreduced model is such a comparison too; the tables make the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -32,12 +34,14 @@ from tokenmerge_bench.statistics import (
 
 ALPHA = 0.05
 """What a p-value, adjusted for the number of tests in its table, must stay below to decide."""
+EQUAL_FLOPS = 0.01
+"""By how much GFLOPs may differ, as a fraction of the smaller, to be called the same."""
 Setting = dict[Any, Any]
 """A row of `Results.summary`."""
 PAIRS_CAPTION = (
     "{a} less {b} on the same {images} images of {dataset}: top-1 in percent, differences in percentage points with "
     "95 % intervals (Bonett and Price). p is that of the exact paired test (McNemar's with one seed), adjusted by Holm "
-    "over the table; images needed would show a difference of this size with 80 % power."
+    "over the table; images needed would show a difference of this size with 80 % power by an unadjusted test at 5 %."
 )
 CURVES_CAPTION = (
     "{a} less {b}, mean over the FLOPs that both cover, in percentage points with 95 % intervals (paired bootstrap), "
@@ -109,19 +113,43 @@ def adjusted(p: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.asarray(holm(np.asarray(p, dtype=float)), dtype=float)
 
 
+def pairwise(groups: Sequence[Sequence[Hits]]) -> list[npt.NDArray[np.float64]]:
+    """p-values (K, K) of every pair of the K settings of each group, adjusted (Holm) over the pairs of all groups.
+
+    For statements about the best of a group all pairs count, not only the K - 1 with the best: which one it is was
+    picked by the same data, and the best of equally good settings is best by chance. On the diagonal is NaN.
+
+    Args:
+        groups: settings that are compared with each other, each (images,) or (seeds, images), the same images in the
+            same order within a group.
+    """
+    pairs = [(g, i, j) for g, group in enumerate(groups) for i, j in combinations(range(len(group)), 2)]
+    found = [np.full((len(group), len(group)), np.nan) for group in groups]
+    tests = adjusted([paired_test(groups[g][i], groups[g][j]).p for g, i, j in pairs])
+    for (g, i, j), p in zip(pairs, tests, strict=True):
+        found[g][i, j] = found[g][j, i] = p
+    return found
+
+
+def spread(gflops: Iterable[float]) -> float:
+    """Difference of the largest and the smallest as a fraction of the smallest."""
+    costs = sorted(gflops)
+    return float(costs[-1] / costs[0] - 1)
+
+
 def compare(
     results: Results,
     a: str,
     b: str,
     *,
     unequal: bool = False,
-    tolerance: float = 0.01,
+    tolerance: float = EQUAL_FLOPS,
     at: Sequence[float] | None = None,
 ) -> Comparison:
     """Compares method A with method B on every model, wherever they spend the same FLOPs.
 
-    A setting of A meets that of B with the same budget, or else the one that is nearest in GFLOPs. Against the
-    unreduced model any budget will do.
+    Settings meet one to one: those of the same budget first, and then those nearest in GFLOPs. Against the unreduced
+    model any budget will do. Which method is A and which is B decides the signs and nothing else.
 
     Args:
         results: opened results folders.
@@ -138,20 +166,18 @@ def compare(
     if a == b:
         raise InputError(f"'{a}' was given twice; give two different methods to compare.")
     pairs: list[tuple[Setting, Setting]] = []
-    left_out, refused = _unfinished(results, a, b), []
+    alone: list[str] = []
+    farthest = math.inf if unequal else tolerance
     for model in dict.fromkeys(results.summary["model"]):
-        met, alone = _partners(_settings(results, model, a), _settings(results, model, b))
-        left_out += [f"{_where(row)} has no counterpart." for row in alone]
-        for one, other in met:
-            if unequal or _equal(one, other, tolerance):
-                pairs.append((one, other))
-            else:
-                refused.append(_too_far(one, other, tolerance))
+        ours, theirs = _settings(results, model, a), _settings(results, model, b)
+        met = _partners(ours, theirs, farthest)
+        pairs += met
+        alone += _alone(ours, theirs, met, farthest)
     curves = _all_curves(results, a, b)
     points, outside = _interpolated(results, curves, a, b, at or ())
-    left_out += [*refused, *outside]
+    left_out = [*_unfinished(results, a, b), *alone, *outside]
     if not pairs and points.empty:
-        remedy = " Give --unequal to compare them all the same, or --at to interpolate their curves." if refused else ""
+        remedy = " Give --unequal to compare them all the same, or --at to interpolate their curves." if alone else ""
         raise InputError(f"{a} and {b} have no budget in common: {' '.join(left_out)}{remedy}")
     comparison = Comparison(
         a, b, _pairs_table(results, pairs, a, b, tolerance), _mean_differences(curves, a, b), points, left_out
@@ -191,25 +217,62 @@ def _settings(results: Results, model: str, name: str, finished: bool = True) ->
     return [row for row in rows if shown_name(row) == name and (row["status"] == "ok") == finished]
 
 
-def _partners(ours: list[Setting], theirs: list[Setting]) -> tuple[list[tuple[Setting, Setting]], list[Setting]]:
-    """Each of our settings with theirs of the same budget, or else theirs nearest in GFLOPs; and theirs that are left.
+def _partners(ours: list[Setting], theirs: list[Setting], farthest: float) -> list[tuple[Setting, Setting]]:
+    """Which settings meet, the dearest first: one to one, those of the same budget first and then the nearest.
 
-    Every setting of the one meets the unreduced model where that is the other.
+    `farthest` is the largest difference in GFLOPs, as a fraction of the smaller. Every setting of the one meets the
+    unreduced model where that is the other. Nothing here depends on which of the two methods is ours.
     """
-    if not ours or not theirs:
-        return [], []
-    if ours[0]["method"] == UNREDUCED:
-        return [(ours[0], other) for other in theirs], []
-    same = {row["budget"]: row for row in theirs}
-    pairs = [(row, same.get(row["budget"]) or min(theirs, key=lambda other: _apart(row, other))) for row in ours]
-    met = [id(other) for _, other in pairs]
-    return pairs, [row for row in theirs if id(row) not in met]
+    possible = list(product(ours, theirs))
+    if any(UNREDUCED in (one["method"], other["method"]) for one, other in possible):
+        return sorted(possible, key=_dearest_first)
+    pairs: list[tuple[Setting, Setting]] = []
+    for pair in sorted(possible, key=_nearest_first):
+        free = not any(one is pair[0] or other is pair[1] for one, other in pairs)
+        if free and _apart(*pair) <= farthest:
+            pairs.append(pair)
+    return sorted(pairs, key=_dearest_first)
+
+
+def _nearest_first(pair: tuple[Setting, Setting]) -> tuple[bool, float, list[str]]:
+    one, other = pair
+    return one["budget"] != other["budget"], _apart(one, other), _budgets(pair)
+
+
+def _dearest_first(pair: tuple[Setting, Setting]) -> tuple[float, list[str]]:
+    return -sum(row["gflops"] for row in pair), _budgets(pair)
+
+
+def _budgets(pair: tuple[Setting, Setting]) -> list[str]:
+    """What decides between pairs of equal costs, whichever method is named first."""
+    return sorted(row["budget"] for row in pair)
+
+
+def _alone(
+    ours: list[Setting], theirs: list[Setting], met: list[tuple[Setting, Setting]], farthest: float
+) -> list[str]:
+    """A sentence for each setting, of either method, that met none of the other's."""
+    busy = [id(row) for pair in met for row in pair]
+    sentences = []
+    for rows, others in ((ours, theirs), (theirs, ours)):
+        for row in rows if others else ():
+            if id(row) not in busy:
+                closest = sorted(others, key=lambda other: _nearest_first((row, other))[1:])[0]
+                sentences.append(_no_counterpart(row, closest, farthest))
+    return sentences
+
+
+def _no_counterpart(row: Setting, other: Setting, farthest: float) -> str:
+    apart = _apart(row, other)
+    why = f"more than {100 * farthest:g} %" if apart > farthest else "and is compared with another setting"
+    return (
+        f"{_where(row)} takes {row['gflops']:.4g} GFLOPs and has no counterpart: the nearest, {shown_name(other)} at "
+        f"{other['budget']}, takes {other['gflops']:.4g}, {100 * apart:.1f} % apart, {why}."
+    )
 
 
 def _apart(one: Setting, other: Setting) -> float:
-    """Difference of the GFLOPs as a fraction of the smaller."""
-    low, high = sorted((one["gflops"], other["gflops"]))
-    return float(high / low - 1)
+    return spread([one["gflops"], other["gflops"]])
 
 
 def _equal(one: Setting, other: Setting, tolerance: float) -> bool:
@@ -220,13 +283,6 @@ def _equal(one: Setting, other: Setting, tolerance: float) -> bool:
 def _where(row: Setting) -> str:
     budget = "" if row["method"] == UNREDUCED or pd.isna(row["budget"]) else f" at {row['budget']}"
     return f"{shown_name(row)}{budget} on {row['model']}"
-
-
-def _too_far(one: Setting, other: Setting, tolerance: float) -> str:
-    return (
-        f"{_where(one)} takes {one['gflops']:.4g} GFLOPs, {shown_name(other)} at {other['budget']} takes "
-        f"{other['gflops']:.4g}: {100 * _apart(one, other):.1f} % apart, more than {100 * tolerance:g} %."
-    )
 
 
 def _unfinished(results: Results, a: str, b: str) -> list[str]:
@@ -343,7 +399,14 @@ def _interpolated(
     results: Results, curves: list[_Curves], a: str, b: str, fractions: Sequence[float]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Both curves at fractions of the unreduced FLOPs, and a sentence for each that they do not reach."""
-    rows, outside = [], []
+    rows: list[dict[str, Any]] = []
+    drawn = [both.model for both in curves]
+    outside = [
+        f"{model} cannot be interpolated at {', '.join(f'{fraction:g}' for fraction in fractions)} of its FLOPs: {a} "
+        f"and {b} both need settings of two costs or more there."
+        for model in dict.fromkeys(results.summary["model"])
+        if fractions and model not in drawn
+    ]
     for both in curves:
         unreduced = results.unreduced(both.model)
         if unreduced is None:

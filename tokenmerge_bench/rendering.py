@@ -15,6 +15,8 @@ import pandas as pd
 Kind = Literal["md", "csv", "tex"]
 KINDS: tuple[Kind, ...] = ("md", "csv", "tex")
 Row = dict[Any, Any]
+SPREAD = "±: standard deviation over seeds."
+"""What the legend adds where a row has several seeds."""
 NONE = "—"
 """The cell of a number that there is not."""
 
@@ -108,8 +110,9 @@ LAYOUTS = {
             *REPORTED,
         ],
         blocks=2,
-        legend="**Bold**: highest accuracy of the model, off-the-shelf and trained methods apart. †: cannot be told "
-        "from it (paired test, Holm's correction over the table, 5 %).",
+        legend="**Bold**: highest accuracy of the model, off-the-shelf and trained methods apart, only among settings "
+        "within 1 % of each other's GFLOPs. †: cannot be told from it (paired test, Holm's correction over all pairs "
+        "of the table, 5 %).",
     ),
     "results": Layout(
         "Results",
@@ -125,9 +128,9 @@ LAYOUTS = {
             Column("front", lambda row: "yes" if row["pareto"] else "", True),
         ],
         blocks=2,
-        legend="**Bold**: highest accuracy at its budget. †: cannot be told from it (paired test, Holm's correction "
-        "over the table, 5 %). ±: standard deviation over seeds. Front: no other setting of the model costs as "
-        "little and is as accurate.",
+        legend="**Bold**: highest accuracy at its budget, only among settings within 1 % of each other's GFLOPs (where "
+        "those of a budget differ by more, none is marked). †: cannot be told from it (paired test, Holm's correction "
+        "over all pairs of the table, 5 %). Front: no other setting of the model costs as little and is as accurate.",
     ),
     "compare": Layout(
         "Comparison",
@@ -191,13 +194,15 @@ def render(name: str, frame: pd.DataFrame, kind: Kind) -> str:
 @dataclass(frozen=True)
 class Shown:
     """A table in words: headings, which columns are text (left-aligned; the others hold numbers), rows of cells, the
-    rows at which a block starts, and the sentences below it."""
+    rows at which a block starts; below it the legend, in which `**bold**` and a dagger are marks, and the notes, which
+    are plain text of any origin."""
 
     headings: list[str]
     text: list[bool]
     cells: list[list[str]]
     starts: list[int]
-    below: list[str]
+    legend: str
+    notes: list[str]
 
 
 def shown(name: str, frame: pd.DataFrame) -> Shown:
@@ -219,8 +224,9 @@ def shown(name: str, frame: pd.DataFrame) -> Shown:
             starts.append(number)
     compared = {str(key): value for key, value in frame.attrs.items()}
     headings = [column.heading.format(**compared) for column in columns]
-    below = [text for text in (layout.legend, *_notes(rows)) if text]
-    return Shown(headings, [column.text for column in columns], blanked, starts, below)
+    seeds = [SPREAD] if any(row.get("seeds", 0) > 1 for row in rows) else []
+    legend = " ".join(text for text in (layout.legend, *seeds) if text)
+    return Shown(headings, [column.text for column in columns], blanked, starts, legend, _notes(rows))
 
 
 def _markdown(name: str, frame: pd.DataFrame) -> str:
@@ -233,7 +239,8 @@ def _markdown(name: str, frame: pd.DataFrame) -> str:
         index=False, colalign=["left" if text else "right" for text in table.text], disable_numparse=True
     )
     caption = f"**{LAYOUTS[name].title}.** {_escape_markdown(frame.attrs['caption'])}"
-    return "\n\n".join([caption, body, *table.below]) + "\n"
+    below = [text for text in (table.legend, *map(_escape_markdown, table.notes)) if text]
+    return "\n\n".join([caption, body, *below]) + "\n"
 
 
 def _latex(name: str, frame: pd.DataFrame) -> str:
@@ -247,11 +254,12 @@ def _latex(name: str, frame: pd.DataFrame) -> str:
     align = ["l" if text else "r" for text in table.text]
     headings = [_latex_heading(heading, side) for heading, side in zip(table.headings, align, strict=True)]
     body = pd.DataFrame(cells, columns=headings).to_latex(index=False, escape=False, column_format="".join(align))
-    below = "".join(f"\n\\par {_latex_marks(_escape_latex(text))}" for text in table.below)
+    legend = _latex_marks(_escape_latex(table.legend))
+    below = "".join(f"\n\\par {text}" for text in (legend, *map(_escape_latex, table.notes)) if text)
     return rf"""% Needs \usepackage{{booktabs}}.
 \begin{{table*}}
 \centering
-\caption{{{_latex_marks(_escape_latex(frame.attrs["caption"]))}}}
+\caption{{{_escape_latex(frame.attrs["caption"])}}}
 \label{{tab:{name}}}
 \footnotesize
 \setlength{{\tabcolsep}}{{3pt}}
@@ -279,10 +287,14 @@ def _notes(rows: list[Row]) -> list[str]:
 
 
 def _escape_markdown(text: str) -> str:
-    return re.sub(r"([\\|*<`])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|*<`\[])", r"\\\1", " ".join(text.split()))
 
 
-_LATEX = str.maketrans(
+_LATEX_SIGNS = str.maketrans(
+    {"†": r"$^{\dagger}$", "±": r"$\pm$", "→": r"$\rightarrow$", "≤": r"$\leq$", "≥": r"$\geq$", "≈": r"$\approx$"}
+    | {"\N{MULTIPLICATION SIGN}": r"$\times$", "\N{MINUS SIGN}": "$-$", "\N{EN DASH}": "--", "—": "---"}
+)
+_LATEX = _LATEX_SIGNS | str.maketrans(
     {character: rf"\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
@@ -304,4 +316,4 @@ def _latex_marks(text: str) -> str:
     text = re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", text)
     text = re.sub(r"(?<![\w.])-(?=\d)", "$-$", text)
     text = re.sub(r"^<", "$<$", text)
-    return text.replace("†", r"$^{\dagger}$").replace("±", r"$\pm$").replace("—", "---")
+    return text.translate(_LATEX_SIGNS)

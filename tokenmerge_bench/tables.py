@@ -14,7 +14,17 @@ import numpy as np
 import pandas as pd
 
 from tokenmerge_bench import published
-from tokenmerge_bench.compare import ALPHA, Setting, adjusted, interval_columns, paired, shown_name
+from tokenmerge_bench.compare import (
+    ALPHA,
+    EQUAL_FLOPS,
+    Setting,
+    adjusted,
+    interval_columns,
+    paired,
+    pairwise,
+    shown_name,
+    spread,
+)
 from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.errors import InputError, nearest
 from tokenmerge_bench.points import UNREDUCED
@@ -64,8 +74,8 @@ def table2(results: Results) -> pd.DataFrame:
     """Table 2: all methods at 30 % fewer FLOPs, a row per model, method and training, reported and measured.
 
     The paper's rows come in its order, whether they were measured or not, and then methods that it lacks. `best` and
-    `tied` (with the best; paired test, Holm's correction over the table) are among the off-the-shelf methods of a
-    model, and apart from them among the trained ones.
+    `tied` (with the best; paired test, Holm's correction over all pairs of the table) are among the off-the-shelf
+    methods of a model, and apart from them among the trained ones, if their GFLOPs agree to 1 %.
 
     Raises:
         InputError: if the results hold no setting at this budget.
@@ -82,7 +92,7 @@ def table2(results: Results) -> pd.DataFrame:
         for row, numbers, setting in _table2_rows(model, measured):
             rows.append({"model": model, **row, **_reported(numbers, paper), **_measured(results, model, setting)})
             settings.append(setting)
-    groups = [(row["model"], row["trained"]) for row in rows]
+    groups = _of_equal_cost(rows, [(row["model"], row["trained"]) for row in rows])
     _mark_best(rows, groups)
     _mark_tied(results, rows, settings, groups)
     return _frame(rows, _caption("All methods at 30 % fewer FLOPs.", results, settings, rows))
@@ -91,8 +101,9 @@ def table2(results: Results) -> pd.DataFrame:
 def results_table(results: Results) -> pd.DataFrame:
     """Every setting: method, budget, what the solver chose, GFLOPs, accuracy, loss, and how it stands among the others.
 
-    `best` and `tied` (with the best; paired test, Holm's correction over the table) are among the methods at one
-    budget, trained ones apart; `pareto` says that no other setting of the model costs as little and is as accurate.
+    `best` and `tied` (with the best; paired test, Holm's correction over all pairs of the table) are among the methods
+    at one budget, trained ones apart, if their GFLOPs agree to 1 %: k merges in other layers are not the same cost.
+    `pareto` says that no other setting of the model costs as little and is as accurate.
     """
     models = _models(results)
     settings = sorted(results.summary.to_dict("records"), key=lambda setting: models.index(setting["model"]))
@@ -110,10 +121,11 @@ def results_table(results: Results) -> pd.DataFrame:
         front = pareto_front(*([rows[i][column] for i in positions] for column in ("gflops", "top1")))
         for position, on_front in zip(positions, front, strict=True):
             rows[position]["pareto"] = bool(on_front)
-    groups = [
+    budgets = [
         (setting["model"], setting["trained"], row["budget"]) if row["budget"] else None
         for row, setting in zip(rows, settings, strict=True)
     ]
+    groups = _of_equal_cost(rows, budgets)
     _mark_best(rows, groups)
     _mark_tied(results, rows, settings, groups)
     return _frame(rows, _caption("All settings.", results, settings, rows))
@@ -214,6 +226,20 @@ def _grouped(groups: Sequence[Hashable]) -> list[list[int]]:
     return [[i for i, other in enumerate(groups) if other == group] for group in dict.fromkeys(groups) if group]
 
 
+def _of_equal_cost(rows: list[Row], groups: Sequence[Hashable]) -> list[Hashable]:
+    """The groups less those, now None, whose measured rows are too far apart in GFLOPs for any to be called best.
+
+    They are not split: where a row would go then hangs on its neighbours, and "best" on how many there are.
+    """
+    kept = list(groups)
+    for positions in _grouped(groups):
+        costs = [rows[i]["gflops"] for i in positions if rows[i]["status"] == "ok"]
+        if costs and spread(costs) > EQUAL_FLOPS:
+            for i in positions:
+                kept[i] = None
+    return kept
+
+
 def _mark_best(rows: list[Row], groups: Sequence[Hashable]) -> None:
     """Sets `best` for the highest accuracy of each group in which two rows or more were measured."""
     for row in rows:
@@ -225,15 +251,21 @@ def _mark_best(rows: list[Row], groups: Sequence[Hashable]) -> None:
 
 
 def _mark_tied(results: Results, rows: list[Row], settings: Sequence[Setting], groups: Sequence[Hashable]) -> None:
-    """Sets `tied` for rows that the paired test cannot tell from the best of their group, `p_best` is its p-value."""
-    tests = [np.nan] * len(rows)
-    for positions in _grouped(groups):
-        best = next((i for i in positions if rows[i]["best"]), None)
-        for i in positions:
-            if best is not None and not rows[i]["best"] and rows[i]["status"] == "ok":
-                tests[i] = paired(results, settings[best], settings[i]).p
-    for row, p in zip(rows, adjusted(tests), strict=True):
-        row |= {"p_best": p, "tied": bool(p >= ALPHA)}
+    """Sets `tied` for rows that the paired test cannot tell from the best of their group, `p_best` is its p-value.
+
+    Where several are best, it is that of the one that is hardest to tell from the row.
+    """
+    for row in rows:
+        row |= {"p_best": np.nan, "tied": False}
+    finished = [[i for i in positions if rows[i]["status"] == "ok"] for positions in _grouped(groups)]
+    compared = [positions for positions in finished if len(positions) > 1]
+    tests = pairwise([results.hits(*(settings[i] for i in positions)) for positions in compared])
+    for positions, p in zip(compared, tests, strict=True):
+        best = [number for number, i in enumerate(positions) if rows[i]["best"]]
+        for number, i in enumerate(positions):
+            if number not in best:
+                p_best = float(p[number, best].max())
+                rows[i] |= {"p_best": p_best, "tied": p_best >= ALPHA}
 
 
 def _frame(rows: list[Row], caption: str) -> pd.DataFrame:

@@ -38,8 +38,8 @@ def claims() -> pd.DataFrame:
     """Statements of the text that its own tables can be asked about, one row each.
 
     Columns id; kind, which decides how it is checked (see `audit_claims`); model; method; other and other_trained, what
-    it is compared with; k; relation (`=`, `about`, `>`, `>=`) and value; where it stands; for kind `text`, the
-    statement and what can be checked of it; source. Cells that do not apply are empty text, or missing numbers.
+    it is compared with; k; relation (`=`, `about`, `>`, `>=`, `<`) and value; where it stands; for kind `text`,
+    the statement and what can be checked of it; source. Cells that do not apply are empty text, or missing numbers.
     """
     table = _read("claims")
     words = table.columns.difference(["k", "value"])
