@@ -7,25 +7,38 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from tokenmerge_bench.figures import reported, style
-from tokenmerge_bench.figures.style import GREY, SMALL, Legend, Look
+from tokenmerge_bench.figures.style import GREY, SAME_FLOPS, SMALL, Legend, Look, Spread
 from tokenmerge_bench.results import Results
 
 CAPTION = (
-    "DHTM against random merging of neighbours: light bands are 95 % intervals over images, the dark band is one "
-    "standard deviation over seeds; hollow markers are published results, drawn at the measured accuracy of the "
-    "unreduced model minus the drop that was reported."
+    "DHTM against random merging of neighbours: light bands and thin bars are 95 % intervals over images, the dark "
+    "band or thick bar is one standard deviation over seeds; single settings of the same FLOPs are moved apart, "
+    "neighbours by less than 1 % of the axis; hollow markers are published results, drawn at the measured accuracy "
+    "of the unreduced model minus the drop that was reported."
 )
 PAIR = ("dhtm", "random")
+INTERVAL = Spread("95 % interval", opacity=0.15, width=0.8)
+SEEDS = Spread("± 1 sd over seeds", opacity=0.45, width=1.8)
+Pair = dict[str, pd.DataFrame]
+"""The settings of both methods on one model."""
 
 
 def obstacle(results: Results) -> str | None:
     """Why the figure cannot be drawn, in one sentence; None if it can."""
-    if compared(results):
-        return None
-    return "fig4 compares dhtm with random on one model, and these results lack finished points of both; run both."
+    pairs = compared(results)
+    if not pairs:
+        return (
+            "fig4 compares dhtm with random on one model, both off the shelf, and these results lack finished points "
+            "of both; run both."
+        )
+    if not any(map(has_strongest, pairs.values())):
+        return (
+            "fig4 shows what happens as more tokens are merged, and all settings of these results cost the same within "
+            "1 %; run several budgets, or compare the settings with `tmbench tables`."
+        )
+    return None
 
 
 def draw(results: Results) -> Figure:
@@ -34,14 +47,15 @@ def draw(results: Results) -> Figure:
     Args:
         results: with finished points of both methods (see `obstacle`).
     """
-    pairs = compared(results)
+    pairs = {model: pair for model, pair in compared(results).items() if has_strongest(pair)}
     looks = style.looks(results)
     by_k = all(merges(rows).notna().all() for pair in pairs.values() for rows in pair.values())
     legend: Legend = {"measured": {}, "reference": {}}
     with style.paper():
         figure, axes = style.panels(list(pairs), height=2.4)
         for model, ax in axes.items():
-            for rows in pairs[model].values():
+            settings = style.placed(pd.concat(pairs[model].values()))
+            for _, rows in settings.groupby("method", sort=False):
                 draw_method(ax, along(rows, by_k), looks, legend)
             unreduced = results.unreduced(model)
             if unreduced is not None:
@@ -54,9 +68,13 @@ def draw(results: Results) -> Figure:
     return figure
 
 
-def compared(results: Results) -> dict[str, dict[str, pd.DataFrame]]:
-    """The finished settings of both methods, for each model that has both; of several variants, the default one."""
-    finished = results.summary[results.summary["status"] == "ok"]
+def compared(results: Results) -> dict[str, Pair]:
+    """The finished settings of both methods, for each model that has both; of several variants, the default one.
+
+    Off the shelf alone: trained points are another curve.
+    """
+    summary = results.summary
+    finished = summary[(summary["status"] == "ok") & (summary["trained"] == "no")]
     found = {}
     for model, rows in finished.groupby("model", sort=False):
         variants = {method: rows[rows["method"] == method] for method in PAIR}
@@ -69,6 +87,12 @@ def default_variant(rows: pd.DataFrame) -> pd.DataFrame:
     """The settings with default options, or else those of the variant that comes first."""
     plain = rows[rows["label"] == rows["method"]]
     return plain if len(plain) else rows[rows["label"] == rows["label"].iloc[0]]
+
+
+def has_strongest(pair: Pair) -> bool:
+    """Whether there is one setting of each method, or some reduce more than others."""
+    flops = pd.concat(pair.values())["gflops"]
+    return len(flops) == len(PAIR) or bool(flops.max() > SAME_FLOPS * flops.min())
 
 
 def merges(rows: pd.DataFrame) -> pd.Series[float]:
@@ -85,22 +109,20 @@ def draw_method(ax: Axes, rows: pd.DataFrame, looks: dict[str, Look], legend: Le
     """Mean accuracy, the interval of the images, and the spread over seeds where there are several."""
     name, seeds = rows["label"].iloc[0], rows["seeds"].max()
     look = looks[name]
-    ax.fill_between(rows["x"], rows["top1_low"], rows["top1_high"], color=look.colour, alpha=0.15, linewidth=0)
-    legend["reference"]["95 % interval"] = Patch(color=GREY, alpha=0.2, linewidth=0)
-    if seeds > 1:
-        spread = rows["top1_sd"]
-        ax.fill_between(
-            rows["x"], rows["top1"] - spread, rows["top1"] + spread, color=look.colour, alpha=0.45, linewidth=0
-        )
-        legend["reference"]["± 1 sd over seeds"] = Patch(color=GREY, alpha=0.6, linewidth=0)
-        name = f"{name}, {seeds} seeds"
-    (line,) = ax.plot(rows["x"], rows["top1"], color=look.colour, marker=look.marker, label=rows["label"].iloc[0])
-    legend["measured"][name] = line
+    title = f"{name}, {seeds} seeds" if seeds > 1 else name
+    rows = rows.assign(sd_low=rows["top1"] - rows["top1_sd"], sd_high=rows["top1"] + rows["top1_sd"])
+    for piece in style.pieces(rows):
+        style.draw_spread(ax, piece, "top1_low", "top1_high", INTERVAL, look, legend)
+        if seeds > 1:
+            style.draw_spread(ax, piece, "sd_low", "sd_high", SEEDS, look, legend)
+        (drawn,) = ax.plot(piece["x"], piece["top1"], color=look.colour, marker=look.marker, label=name)
+        style.move(ax, drawn, piece["shift"].iloc[0])
+        legend["measured"][title] = drawn
 
 
 def draw_reported(
     ax: Axes,
-    pair: dict[str, pd.DataFrame],
+    pair: Pair,
     unreduced: dict[Any, Any],
     by_k: bool,
     looks: dict[str, Look],
@@ -112,8 +134,8 @@ def draw_reported(
     labels = [rows["label"].iloc[0] for rows in pair.values()]  # nothing was published of variants
     for point in points[points["k"].isin(ks[0] & ks[1]) & points["method"].isin(labels)].to_dict("records"):
         x, method = point["k"] if by_k else point["gflops"], point["method"]
-        ax.plot(x, unreduced["top1"] - point["drop"], **style.hollow(looks[method]), label=f"{method}, reported")
-        legend["reference"][reported.LEGEND] = reported.key()
+        ax.plot(x, unreduced["top1"] - point["drop"], **style.published(looks[method]), label=f"{method}, reported")
+        reported.explain(legend, trained=False)
 
 
 def mark_gap(ax: Axes, dhtm: pd.DataFrame, random: pd.DataFrame) -> None:

@@ -10,6 +10,8 @@ from tokenmerge_bench.figures import style
 
 LEGEND = "reported, drop from its own unreduced model"
 """What the legend says of a hollow marker."""
+TRAINED_LEGEND = "reported, trained with reduction"
+"""What the legend says of one that is half filled."""
 
 
 def drops(model: str) -> pd.DataFrame:
@@ -29,6 +31,7 @@ def drops(model: str) -> pd.DataFrame:
     return points.assign(drop=drop)[["method", "trained", "k", "gflops", "drop"]]
 
 
-def key() -> Line2D:
-    """What stands beside `LEGEND`: an empty marker of no method's colour."""
-    return Line2D([], [], **style.hollow(style.Look(style.GREY, "o")))
+def explain(legend: style.Legend, trained: bool) -> None:
+    """Says in the legend what a published point is, with a marker of no method's colour."""
+    name = TRAINED_LEGEND if trained else LEGEND
+    legend["reference"][name] = Line2D([], [], **style.published(style.Look(style.GREY, "o"), trained))

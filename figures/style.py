@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle
@@ -18,7 +18,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.style import context
+from matplotlib.transforms import Affine2D
 
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Results
@@ -31,6 +33,12 @@ SMALL = 6.5
 GREY = "0.4"
 GFLOPS = "GFLOPs per image\n(multiply-accumulates)"
 """What horizontal axes say."""
+SAME_FLOPS = 1.01
+"""Settings whose FLOPs differ by no more than this factor cost the same, as in `compare`."""
+APART = 0.009
+"""How far single settings of the same FLOPs stand apart, as a fraction of the horizontal axis."""
+MOVED = "same FLOPs: side by side"
+"""What the legend says where that was done."""
 Legend = dict[str, dict[str, Artist]]
 """What stands in a legend: for each heading, names and what is drawn beside them."""
 
@@ -78,19 +86,22 @@ METHODS = {
 }
 """The looks of the methods of the paper, in all figures."""
 _FREE_MARKERS = "hpd8s^v<>XPD"
+"""At least as many as there are colours, so that every turn of `looks` pairs each colour with another marker."""
 
 
 def looks(results: Results) -> dict[str, Look]:
     """The look of each label of the results: the same in all figures that are made from them.
 
-    The methods of the paper have theirs in the figures of all results; variants and other methods take what is left.
+    The methods of the paper have theirs in the figures of all results. Variants and other methods take what is left:
+    first colours and markers that are not in use, then every other pair of a colour and a marker.
     """
     labels = [label for label in dict.fromkeys(results.summary["label"]) if label != UNREDUCED]
     used = [METHODS[label] for label in labels if label in METHODS]
-    colours = [colour for colour in PALETTE if colour not in [look.colour for look in used]]
-    markers = [marker for marker in _FREE_MARKERS if marker not in [look.marker for look in used]]
-    pairs = map(Look, cycle(colours), cycle(markers))
-    free = (look for look in pairs if look not in METHODS.values())
+    colours = sorted(PALETTE, key=[look.colour for look in used].count)  # those in use come last
+    markers = sorted(_FREE_MARKERS, key=[look.marker for look in used].count)
+    turns = (markers[turn:] + markers[:turn] for turn in range(len(markers)))
+    pairs = (Look(*pair) for turned in turns for pair in zip(colours, turned, strict=False))
+    free = cycle(look for look in pairs if look not in METHODS.values())
     return {label: METHODS.get(label) or next(free) for label in labels}
 
 
@@ -115,15 +126,81 @@ def panels(models: Sequence[str], height: float) -> tuple[Figure, dict[str, Axes
     return figure, dict(zip(models, axes, strict=False))
 
 
-def hollow(look: Look) -> dict[str, Any]:
-    """Line properties of a published point: an empty marker without a line."""
+def published(look: Look, trained: bool = False) -> dict[str, Any]:
+    """Line properties of a published point: a hollow marker without a line, half filled if it was trained."""
     return {
         "marker": look.marker,
         "linestyle": "none",
         "color": look.colour,
-        "markerfacecolor": "none",
-        "markeredgewidth": 0.9,
+        "fillstyle": "left" if trained else "none",
+        "markeredgewidth": 0.7,
     }
+
+
+def placed(rows: pd.DataFrame) -> pd.DataFrame:
+    """The settings of one panel with two more columns, `alone` and `shift`.
+
+    A curve joins the settings of a method if their FLOPs differ. Settings of which no curve can be made, a single one
+    or several that cost the same, stand `alone`, and where they cost the same as others that do, side by side in the
+    order of their FLOPs: `shift` is how far from their place, as a fraction of the horizontal axis.
+    """
+    flops = rows.groupby(["label", "trained"], sort=False)["gflops"]
+    alone = flops.transform("max") <= SAME_FLOPS * flops.transform("min")
+    ascending = rows.loc[alone, "gflops"].sort_values(kind="stable")
+    cost = (ascending > SAME_FLOPS * ascending.shift()).cumsum()  # equal numbers, equal FLOPs
+    same = cost.groupby(cost)
+    shift = APART * (same.cumcount() - (same.transform("size") - 1) / 2)
+    return rows.assign(alone=alone, shift=shift.reindex(rows.index, fill_value=0.0))
+
+
+def pieces(rows: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """What is drawn of a method in one piece: the curve through its settings, or each that stands `alone`."""
+    if not rows["alone"].any():
+        yield rows
+    else:
+        yield from (rows.iloc[[i]] for i in range(len(rows)))
+
+
+def move(ax: Axes, artist: Artist, shift: float) -> None:
+    """Draws an artist beside its place in the data, which it keeps, by a fraction of the horizontal axis."""
+    if shift:
+        artist.set_transform(ax.transScale + ax.transLimits + Affine2D().translate(shift, 0) + ax.transAxes)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How uncertainty is drawn: opacity of its band along a curve, width of its bar at a single setting in points."""
+
+    name: str
+    opacity: float
+    width: float
+
+
+def draw_spread(ax: Axes, piece: pd.DataFrame, low: str, high: str, spread: Spread, look: Look, legend: Legend) -> None:
+    """A band along a curve, or a bar at a setting that stands alone, where a band would have no width.
+
+    Args:
+        ax: where.
+        piece: one of `pieces`, with its place on the horizontal axis as `x`.
+        low: column of the lower ends.
+        high: column of the upper ends.
+        spread: what it is.
+        look: of the method.
+        legend: gets an entry.
+    """
+    known = legend["reference"]
+    if len(piece) > 1:
+        ax.fill_between(piece["x"], piece[low], piece[high], color=look.colour, alpha=spread.opacity, linewidth=0)
+        known.setdefault(spread.name, Patch(color=GREY, alpha=spread.opacity + 0.1, linewidth=0))
+        return
+    shift, trained = piece["shift"].iloc[0], piece["trained"].iloc[0] == "yes"
+    bar = ax.vlines(piece["x"], piece[low], piece[high], look.colour, linewidth=spread.width)
+    bar.set_linestyle("--" if trained else "-")
+    move(ax, bar, shift)
+    key = Line2D([], [], color=GREY, marker="|", markersize=9, markeredgewidth=spread.width, linestyle="none")
+    known.setdefault(f"{spread.name}, bar", key)
+    if shift:
+        known.setdefault(MOVED, Line2D([], [], linestyle="none"))
 
 
 def mark_unreduced(ax: Axes, x: float, top1: float) -> Line2D:

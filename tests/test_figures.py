@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from made_results import made, nothing, point, right
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -23,6 +24,7 @@ from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.figures import FIGURES, fig1, fig2, fig3, fig4, reported, save, style
 from tokenmerge_bench.grid import EIGHT, FOUR
 from tokenmerge_bench.results import Results, open_results
+from tokenmerge_bench.statistics import wilson_interval
 
 HISTORIC = Path(__file__).parent / "historic_results" / "v1"
 SMALL, LARGE = "deit_small_patch16_224", "large"
@@ -92,6 +94,29 @@ def lines(ax: Axes) -> dict[str, list[Line2D]]:
 
 def xy(line: Line2D) -> np.ndarray[Any, Any]:
     return np.asarray(line.get_xydata())
+
+
+def bars(ax: Axes) -> list[LineCollection]:
+    return [drawn for drawn in ax.collections if isinstance(drawn, LineCollection)]
+
+
+def ends(bar: LineCollection) -> list[float]:
+    """x, lower and upper end of a bar, in the units of the axes."""
+    ((low, high),) = bar.get_segments()
+    assert low[0] == high[0]
+    return [float(low[0]), float(low[1]), float(high[1])]
+
+
+def seen(ax: Axes, artist: LineCollection | Line2D) -> float:
+    """Where an artist is drawn, as a fraction of the horizontal axis."""
+    x = ends(artist)[0] if isinstance(artist, LineCollection) else float(xy(artist)[0][0])
+    return float((artist.get_transform() - ax.transAxes).transform((x, 50))[0])
+
+
+def at_one_budget(*more: dict[str, Any]) -> list[dict[str, Any]]:
+    """Three methods at a single budget, at nearly the same FLOPs; one of them with three seeds."""
+    rows = [full(SMALL), at("dhtm", 0.7, 75), at("tome", 0.699, 74)]
+    return [*rows, *(at("random", 0.7, 60 + seed, seed=seed) for seed in range(3)), *more]
 
 
 def texts(ax: Axes) -> list[str]:
@@ -164,7 +189,99 @@ def test_fig1_sets_trained_methods_apart(results: Results) -> None:
     measured, only_reported = ["dhtm", "dhtm:averaging=plain", "random", "lotm"], ["tome"]
     assert groups["off the shelf"] == measured + only_reported
     assert groups["trained"][0] == "tome"
-    assert set(groups["reference"]) == {"95 % interval", "unreduced model", reported.LEGEND}
+    kinds = {"95 % interval", "95 % interval, bar", "unreduced model", reported.LEGEND, reported.TRAINED_LEGEND}
+    assert set(groups["reference"]) == kinds
+
+
+def test_fig1_shows_the_interval_of_a_single_setting_as_a_bar(tmp_path: Path) -> None:
+    results = made(tmp_path / "r", *at_one_budget())
+    figure = fig1.draw(results)
+    (ax,) = figure.axes
+    table = results.summary[results.summary["method"] != "none"]
+    expected = table[["gflops", "top1_low", "top1_high"]].to_numpy()
+    assert np.array([ends(bar) for bar in bars(ax)]) == pytest.approx(expected)
+    low, high = ax.get_ylim()
+    assert low < table["top1_low"].min()
+    assert high > table["top1_high"].max()
+    assert legend(figure)["reference"][:2] == ["95 % interval, bar", style.MOVED]
+
+
+def test_single_settings_of_the_same_flops_stand_side_by_side(tmp_path: Path) -> None:
+    elsewhere = at("lotm", 0.5, 50)
+    for figure in (fig1, fig4):
+        (ax,) = figure.draw(made(tmp_path / figure.__name__, *at_one_budget(elsewhere))).axes
+        drawn = {name: found[0] for name, found in lines(ax).items() if name in ("dhtm", "tome", "random", "lotm")}
+        at_bars = {round(seen(ax, bar), 6) for bar in bars(ax)}
+        assert at_bars == {round(seen(ax, line), 6) for line in drawn.values()}
+        place = {name: (float(xy(line)[0][0]), seen(ax, line)) for name, line in drawn.items()}
+        true = {name: float((ax.transData - ax.transAxes).transform((x, 50))[0]) for name, (x, _) in place.items()}
+        together = [place[name][1] for name in ("tome", "dhtm", "random") if name in place]  # in the order of FLOPs
+        gaps = np.diff(together) - np.diff([true[name] for name in ("tome", "dhtm", "random") if name in true])
+        assert gaps == pytest.approx(style.APART)
+        assert 0.005 < style.APART < 0.01
+        if "lotm" in place:
+            assert place["lotm"][1] == pytest.approx(true["lotm"])
+
+
+def test_settings_that_cost_the_same_are_joined_by_no_line(tmp_path: Path) -> None:
+    rows = [at("dhtm", 0.7 + i / 1000, 70 + i, budget=f"k={k}") for i, k in enumerate(("40", "59/20/5", "21/60/76"))]
+    (ax,) = fig1.draw(made(tmp_path / "r", full(SMALL), *rows)).axes
+    measured = lines(ax)["dhtm"]
+    assert [len(xy(line)) for line in measured] == [1, 1, 1]
+    assert len(bars(ax)) == 3
+    assert len({round(seen(ax, line), 3) for line in measured}) == 3
+
+
+def test_single_trained_settings_have_dashed_bars(tmp_path: Path) -> None:
+    (ax,) = fig1.draw(made(tmp_path / "r", *at_one_budget(at("tome", 0.7, 77, trained="yes")))).axes
+    dashes = {round(ends(bar)[1]): bar.get_linestyle()[0][1] for bar in bars(ax)}  # type: ignore[index]
+    heights = {"off": 74, "trained": 77}
+    low = {name: round(100 * wilson_interval(count, 100)[0]) for name, count in heights.items()}
+    assert dashes[low["off"]] is None
+    assert dashes[low["trained"]] is not None
+
+
+def test_fig1_shows_an_unreduced_model_alone(tmp_path: Path) -> None:
+    assert set(lines(fig1.draw(made(tmp_path / "r", full(LARGE))).axes[0])) == {"unreduced"}
+
+
+def test_fig1_sets_published_points_of_trained_methods_apart(tmp_path: Path) -> None:
+    figure = fig1.draw(made(tmp_path / "r", *at_one_budget()))
+    (ax,) = figure.axes
+    drawn = {float(xy(line)[0][1]): line for line in lines(ax)["tome, reported"]}
+    fills = {round(79.82 - 80 + top1, 2): line.get_fillstyle() for top1, line in drawn.items()}
+    assert fills == {79.63: "left", 79.18: "none"}  # Table 2: trained, off the shelf
+    (keys,) = figure.legends
+    shown = dict(zip([text.get_text() for text in keys.get_texts()], keys.legend_handles, strict=True))
+    handle = shown[style.wrapped(reported.TRAINED_LEGEND)]
+    assert isinstance(handle, Line2D)
+    assert handle.get_fillstyle() == "left"
+    assert "tome" in legend(figure)["trained"]
+
+
+def test_published_points_move_with_the_measured_ones_of_about_their_flops(tmp_path: Path) -> None:
+    (ax,) = fig1.draw(made(tmp_path / "r", *at_one_budget())).axes
+    data = ax.transData - ax.transAxes
+    moved = {
+        (name, float(xy(line)[0][0])): seen(ax, line) - data.transform(xy(line)[0])[0]
+        for name in ("tome", "dhtm", "dhtm, reported", "tome, reported")
+        for line in lines(ax)[name]
+    }
+    assert moved["tome, reported", 3.26] == pytest.approx(moved["tome", 4.6 * 0.699])
+    assert moved["tome, reported", 3.26] == pytest.approx(-style.APART)
+    assert moved["dhtm, reported", 2.60] == pytest.approx(0)
+
+
+def test_of_two_equal_lines_the_one_beneath_is_seen(tmp_path: Path) -> None:
+    """Reducing after one block is reducing before the next: the same numbers under two names."""
+    rows = [at("dhtm", b, 70 + i, options=o) for o in ("position=post", "layers=4") for i, b in enumerate((0.5, 0.7))]
+    (ax,) = fig1.draw(made(tmp_path / "r", full(SMALL), *rows, *(at("tome", b, 60) for b in (0.5, 0.7)))).axes
+    found = {name: drawn[0] for name, drawn in lines(ax).items()}
+    beneath, above, other = found["dhtm:position=post"], found["dhtm:layers=4"], found["tome"]
+    assert above.get_markersize() == other.get_markersize()
+    assert beneath.get_markersize() > above.get_markersize() + 2
+    assert beneath.get_linewidth() > above.get_linewidth()
+    assert beneath.get_zorder() == above.get_zorder()  # the later one is drawn on top
 
 
 def test_fig1_draws_published_drops_from_the_measured_unreduced_model_hollow(results: Results) -> None:
@@ -256,6 +373,16 @@ def test_a_method_looks_the_same_in_every_figure_of_all_results(tmp_path: Path, 
         assert len(shown) == 1
 
 
+def test_many_variants_beside_all_methods_of_the_paper_look_different(tmp_path: Path) -> None:
+    names = [*style.METHODS, *("mine" + "x" * i for i in range(30))]
+    found = style.looks(made(tmp_path / "r", *(at(name, 0.5, 50) for name in names)))
+    assert list(found) == names
+    assert len(set(found.values())) == len(names) == 39
+    few = style.looks(many(tmp_path / "many"))
+    first = list(few.values())[:10]
+    assert len({look.colour for look in first}) == len({look.marker for look in first}) == 10  # unused ones come first
+
+
 def test_no_variant_has_the_look_of_a_method_of_the_paper(tmp_path: Path) -> None:
     found = style.looks(many(tmp_path / "many"))
     rows = [at(name, 0.5, 50) for name in ("tome", "lotm", "dpc_knn", "k_medoids", "sit", "sinkhorn", "random")]
@@ -335,8 +462,45 @@ def test_fig4_is_over_gflops_where_budgets_are_no_k_and_leaves_variants_out(resu
 def test_fig4_without_several_seeds_has_no_spread(tmp_path: Path) -> None:
     figure = fig4.draw(made(tmp_path / "r", full(LARGE), at("dhtm", 0.5, 70, LARGE), at("random", 0.7, 60, LARGE)))
     assert len(figure.axes[0].collections) == 2
-    assert legend(figure) == {"measured": ["dhtm", "random"], "reference": ["95 % interval", "unreduced model"]}
+    assert legend(figure) == {"measured": ["dhtm", "random"], "reference": ["95 % interval, bar", "unreduced model"]}
     assert not texts(figure.axes[0])  # no budget is shared
+
+
+def test_fig4_shows_the_intervals_of_a_single_budget_as_bars(tmp_path: Path) -> None:
+    results = made(tmp_path / "r", *at_one_budget())
+    figure = fig4.draw(results)
+    table = results.summary.set_index("method").loc[["dhtm", "random"]]
+    thin, thick = bars(figure.axes[0])[:2], bars(figure.axes[0])[2:]
+    assert [ends(bar)[1:] for bar in thin] == [
+        pytest.approx(row) for row in table[["top1_low", "top1_high"]].to_numpy()
+    ]
+    assert [ends(bar)[1:] for bar in thick] == [pytest.approx([60, 62])]  # one standard deviation is one point
+    assert np.max(thick[0].get_linewidth()) > 2 * np.max(thin[0].get_linewidth())
+    reference = ["95 % interval, bar", style.MOVED, "± 1 sd over seeds, bar", "unreduced model", reported.LEGEND]
+    assert legend(figure)["reference"] == reference
+    check_readable(figure)
+
+
+def test_fig4_leaves_trained_points_out(tmp_path: Path) -> None:
+    trained = [at(name, kept, 79, trained="yes") for name in ("dhtm", "random") for kept in (0.8, 0.6)]
+    pair = [at(name, kept, 60) for name in ("dhtm", "random") for kept in (0.7, 0.5)]
+    (ax,) = fig4.draw(made(tmp_path / "both", full(SMALL), *trained, *pair)).axes
+    for name in ("dhtm", "random"):
+        assert xy(lines(ax)[name][0]) == pytest.approx(np.array([(2.3, 60), (3.22, 60)]))
+    assert "off the shelf" in (fig4.obstacle(made(tmp_path / "trained", *trained)) or "")
+
+
+def test_fig4_needs_settings_of_which_one_is_the_strongest(tmp_path: Path) -> None:
+    ks = ("40", "59/20/5", "21/60/76")
+    same = [at(name, 0.7 + i / 500, 70 - i, budget=f"k={k}") for name in ("dhtm", "random") for i, k in enumerate(ks)]
+    reason = fig4.obstacle(made(tmp_path / "same", full(SMALL), *same))
+    assert "cost the same within 1 %" in (reason or "")
+    assert (reason or "").endswith(".")
+    assert ". " not in (reason or "")
+    assert fig4.obstacle(made(tmp_path / "one", *at_one_budget())) is None
+    graded = made(tmp_path / "graded", full(SMALL), *same, *(at(name, 0.5, 50, LARGE) for name in ("dhtm", "random")))
+    assert fig4.obstacle(graded) is None
+    assert list(panels(fig4.draw(graded))) == [LARGE]
 
 
 def test_fig4_says_which_methods_it_needs(tmp_path: Path) -> None:
