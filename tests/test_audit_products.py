@@ -40,7 +40,7 @@ def test_tables_and_figures_that_were_asked_for_are_shown(tmp_path: Path) -> Non
     assert (
         text.index("**Table 1.**") < text.index("![fig4]") < text.index("<summary>Title of a: all settings</summary>")
     )
-    assert "Figure 4, Title of a." in text
+    assert "*Title of a. DHTM against random merging" in text
     (link,) = links(lines)
     assert (tmp_path / "docs" / link).stat().st_size > 1000
     assert (tmp_path / "docs" / link).with_suffix(".svg").is_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from tokenmerge_bench.audit import audit, write
@@ -53,6 +54,13 @@ def test_accuracies_in_the_readme_are_measured() -> None:
         f"{half['random']:.1f} % (3 seeds) of the unreduced {unreduced:.1f} %."
     )
     assert sentence in " ".join(text.split())
+
+
+def test_the_mean_over_crops_in_the_readme_is_measured() -> None:
+    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    views = pd.read_csv(ROOT / "docs" / "audit_views.csv")
+    at_40 = views[(views["model"] == "deit_tiny_patch16_224") & (views["k"] == 40)].set_index("setting")["lost"]
+    assert f"{at_40['dhtm']:.2f} on average (random merging: {at_40['random']:.2f})" in text
 
 
 def test_committed_results_name_no_machine() -> None:

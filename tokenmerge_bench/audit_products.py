@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from html import escape
@@ -54,13 +55,12 @@ def _content(name: str, found: Results) -> tuple[object, ...]:
 
 
 def _picture(name: str, found: Results, folder: Path) -> list[str]:
-    models = "-".join(found.summary["model"].unique())
     # The words come from the folder, which may be anybody's: nothing in them may lead elsewhere.
-    place = re.sub(r"[^\w.-]", "_", f"{found.table['experiment'].iloc[0]}-{found.dataset}-{models}").strip(".")
-    subset = found.fingerprints[1][:6]
-    picture, _ = make(found, [name], folder / "figures" / f"{place}-{subset}", ("png", "svg"))[0]
+    words = re.sub(r"[^\w.-]", "_", f"{found.table['experiment'].iloc[0]}-{found.dataset}").strip(".")
+    mark = hashlib.sha256(repr(_content(name, found)).encode()).hexdigest()[:6]
+    picture, _ = make(found, [name], folder / "figures" / f"{words}-{mark}", ("png", "svg"))[0]
     where = picture.relative_to(folder).as_posix()
-    caption = f"Figure {name.removeprefix('fig')}, {_title(found)}. {FIGURES[name].CAPTION}"
+    caption = f"{_title(found)}. {FIGURES[name].CAPTION}"
     return [f"![{name}]({where})", "", f"*{caption}*", ""]
 
 
