@@ -202,6 +202,7 @@ def test_unusable_shards_are_refused(tmp_path: Path) -> None:
         ({"0.png": png}, r"'0.png' in '.*0.tar' has no '0.cls' with the number of its class"),
         ({"0.png": png, "0.cls": b"cat"}, r"has no '0.cls' with the number"),
         ({"0.png": png, "0.cls": b"-1"}, r"has no '0.cls' with the number"),
+        ({"0.png": png, "0.cls": b"7" * 30}, r"has no '0.cls' with the number of its class: .* at most 9 digits"),
         ({"0.cls": b"1"}, r"no images in the shards"),
     ]:
         write_tar(tmp_path / "bad" / "0.tar", samples)
@@ -210,3 +211,25 @@ def test_unusable_shards_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad" / "0.tar").write_bytes(b"x" * 600)
     with pytest.raises(InputError, match="is no readable tar archive"):
         open_dataset("wds/bad", tmp_path)
+
+
+def test_shards_of_other_data_sets_are_not_taken_for_a_misspelt_one(tmp_path: Path) -> None:
+    write_shards(tmp_path / "flowers")
+    write_shards(tmp_path / "pets")
+    with pytest.raises(InputError, match=r"no folder 'pet' and no .tar shards in .*: give wds/ .* flowers, pets"):
+        open_dataset("wds/pet", tmp_path)
+    write_shards(tmp_path, "x")
+    assert shard_paths(open_dataset("wds/any", tmp_path)) == ["toy-x-000", "toy-x-001"]
+
+
+def test_shards_beside_other_data_sets_may_lie_in_folders_of_splits(tmp_path: Path) -> None:
+    write_shards(tmp_path / "validation", "x")
+    write_shards(tmp_path / "pets")
+    assert {path.split("/")[0] for path in open_dataset("wds/any", tmp_path).paths} == {"validation"}
+
+
+def test_a_sample_of_two_images_is_refused(tmp_path: Path) -> None:
+    png = contents(own_classes(tmp_path / "pets"))["ants/0.png"]
+    write_tar(tmp_path / "two" / "0.tar", {"a/0.jpg": png, "a/0.png": png, "a/0.cls": b"1"})
+    with pytest.raises(InputError, match=r"'a/0.jpg' and 'a/0.png' in '.*0.tar' are images of one sample"):
+        open_dataset("wds/two", tmp_path)

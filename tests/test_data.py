@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,20 @@ def test_skipped_chunks_are_not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded == [2, 3]
 
 
+def test_the_chunks_to_skip_are_not_gone_through_for_every_chunk() -> None:
+    class Counted(list[int]):
+        passes = 0
+
+        def __iter__(self) -> Iterator[int]:
+            self.passes += 1
+            return super().__iter__()
+
+    few, many = Counted([1]), Counted([1])  # checking the type takes passes too
+    for skip, images in [(few, 3), (many, 12)]:
+        list(iter_batches(array_images([0] * images), np.arange(images), eval_transform(GREY), 1, 0, skip))
+    assert few.passes == many.passes
+
+
 def test_batch_size_and_workers_are_checked() -> None:
     images = array_images([0])
     with pytest.raises(InputError, match="batch size must be at least 1, got 0"):
@@ -207,6 +222,7 @@ def test_deits_own_evaluation_resizes_to_256_and_timms_to_248() -> None:
     config = data_config(build_model("deit_tiny_patch16_224", depth=1))
     assert resize_to(eval_transform(config)) == 248
     assert resize_to(eval_transform(config, crop_pct=0.875)) == 256
+    assert resize_to(eval_transform(config, crop_pct=0.05)) == 4480
     assert eval_transform(config, crop_pct=0.875)(Image.new("RGB", (300, 260))).shape == (3, 224, 224)
 
 
@@ -218,7 +234,7 @@ def test_interpolations_are_those_that_timm_knows() -> None:
         eval_transform(GREY, interpolation="bicubik")
 
 
-@pytest.mark.parametrize("share", [0, -0.5, 1.01, 87.5, float("nan")])
+@pytest.mark.parametrize("share", [0, 0.0001, 0.049, -0.5, 1.01, 87.5, float("nan")])
 def test_a_crop_that_is_no_share_of_the_image_is_refused(share: float) -> None:
     with pytest.raises(InputError, match=f"--crop-pct {share} is no share of the image"):
         eval_transform(GREY, crop_pct=share)

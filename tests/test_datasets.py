@@ -310,3 +310,44 @@ def test_images_beside_own_classes_are_not_taken_silently(tmp_path: Path) -> Non
     save_image(tmp_path / "stray.png", seed=0)
     with pytest.raises(InputError, match="lie in no class folders and have no labels file"):
         open_dataset(str(tmp_path))
+
+
+@pytest.mark.parametrize("classes", [["valid", "invalid"], ["train", "test", "exam"], ["bus", "car", "train"]])
+def test_own_classes_may_be_named_as_splits_are(tmp_path: Path, classes: list[str]) -> None:
+    images = open_dataset(str(own_classes(tmp_path, classes)))
+    assert sorted({path.split("/")[0] for path in images.paths}) == sorted(classes)
+    with pytest.raises(InputError, match=r"has no split 'validation' \(--split\): it is not divided into splits"):
+        open_dataset(str(tmp_path), split="validation")
+
+
+def test_the_folder_of_the_very_name_of_the_split_is_taken_wherever_it_lies(tmp_path: Path) -> None:
+    own_classes(tmp_path, ["bus", "car"])
+    own_classes(tmp_path / "train", ["a", "b"])
+    assert open_dataset(str(tmp_path)).classes == 3
+    assert open_dataset(str(tmp_path), split="train").paths == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]
+
+
+def test_hidden_folders_hold_no_images(tmp_path: Path) -> None:
+    own_classes(tmp_path, ["ants"])
+    save_image(tmp_path / "ants" / ".ipynb_checkpoints" / "0.png", seed=0)
+    save_image(tmp_path / "ants" / "more" / ".cache" / "0.png", seed=0)
+    assert open_dataset(str(tmp_path)).paths == ["ants/0.png", "ants/1.png"]
+
+
+def test_links_neither_go_in_circles_nor_bring_in_other_classes(tmp_path: Path) -> None:
+    pets = own_classes(tmp_path / "data" / "pets", ["ants", "bees"])
+    save_image(tmp_path / "elsewhere" / "2.png", seed=2)
+    for name, target in [
+        ("bees/loop", ".."),
+        ("ants/self", "."),
+        ("ants/up", "../.."),
+        ("ants/bees", "../bees"),
+        ("ants/x", "../../../elsewhere"),
+        ("ants/y", "x"),
+    ]:
+        (pets / name).symlink_to(target, target_is_directory=True)
+    (pets / "cats").symlink_to("../../elsewhere", target_is_directory=True)
+    assert open_dataset(str(pets)).paths == ["ants/0.png", "ants/1.png", "bees/0.png", "bees/1.png", "cats/2.png"]
+    (pets / "cats").unlink()
+    assert "ants/x/2.png" in open_dataset(str(pets)).paths  # a link to more images of a class is followed, once
+    assert len(open_dataset(str(pets))) == 5

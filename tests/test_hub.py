@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import pickle
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from PIL import Image
 from tokenmerge_bench.data import Unreadable, open_dataset
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.imagenet import wordnet_ids
+from tokenmerge_bench.images import ImageSet
 
 if importlib.util.find_spec("datasets") is None:
     datasets: Any = None
@@ -104,6 +106,51 @@ def test_images_that_are_files_and_images_that_are_damaged(tmp_path: Path) -> No
     for index in (1, 2):  # damaged, and gone
         with pytest.raises(Unreadable, match=rf"^toy-all\[{index}\]$"):
             images.load(index)
+
+
+def open_files(root: Path, pixels: Any, names: Sequence[str] = ("0.bmp", "1.bmp")) -> ImageSet:
+    """The two images, files in class folders, as `datasets` reads them in place."""
+    for name, image, label in zip(names, pixels, "ab", strict=True):
+        path = root / "images" / "test" / label / name
+        path.parent.mkdir(parents=True)
+        Image.fromarray(image).save(path)
+    return open_dataset(f"hfds/{root}/images", root / "cache")
+
+
+@needs_datasets
+def test_the_fingerprint_of_files_covers_their_names_and_sizes_but_not_their_place(tmp_path: Path) -> None:
+    images = open_files(tmp_path / "a", PIXELS[:2])
+    assert shows(images.load(1), PIXELS[1])
+    others = [
+        open_files(tmp_path / "other_sizes", PIXELS[:2, :4]),
+        open_files(tmp_path / "other_names", PIXELS[:2], ("0.bmp", "2.bmp")),
+    ]
+    assert len({images.fingerprint, *(other.fingerprint for other in others)}) == 3
+    assert open_files(tmp_path / "b", PIXELS[:2]).fingerprint == images.fingerprint
+    (tmp_path / "a" / "images" / "test" / "b" / "1.bmp").unlink()
+    with pytest.raises(Unreadable, match=r"^images-test\[1\]$"):
+        images.load(1)
+
+
+@needs_datasets
+def test_the_fingerprint_of_encoded_images_is_what_earlier_results_recorded(tmp_path: Path) -> None:
+    table().save_to_disk(tmp_path / "toy")
+    rows = table().cast_column("img", datasets.Image(decode=False))
+    lines = "".join(f"{len(row['img']['bytes'])}\t{row['label']}\n" for row in rows)
+    expected = hashlib.sha256(lines.encode()).hexdigest()[:16]
+    assert open_dataset(f"hfds/{tmp_path}/toy").fingerprint == expected
+
+
+@needs_datasets
+@pytest.mark.parametrize("part", ["train", "train[:60%]"])
+def test_a_saved_training_split_is_taken_only_when_asked_for(tmp_path: Path, parquet: Path, part: str) -> None:
+    table().to_parquet(parquet / "train-00000-of-00001.parquet")
+    rows = datasets.load_dataset(str(parquet), split=part, cache_dir=str(tmp_path / "cache"))
+    rows.save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match="neither validation nor test images: take those of training by --split train"):
+        open_dataset(f"hfds/{tmp_path}/saved")
+    images = open_dataset(f"hfds/{tmp_path}/saved", split="train")
+    assert (images.name, len(images)) == (f"saved-{part}", len(rows))
 
 
 @needs_datasets

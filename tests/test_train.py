@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from layouts import own_classes
 from safetensors.torch import load_file
 from sweeping import save_image
 
@@ -252,6 +253,27 @@ def test_validation_images_beside_training_images_are_not_trained_on(tmp_path: P
     for number, part in enumerate(("train", "val")):
         save_image(tmp_path / part / "n01440764" / f"{part}.png", seed=number)
     assert open_training_set(str(tmp_path)).paths == ["n01440764/train.png"]
+
+
+@pytest.mark.parametrize("name", ["train", "training"])
+def test_the_training_split_is_found_by_its_synonyms(tmp_path: Path, name: str) -> None:
+    own_classes(tmp_path / name, ["ants", "bees"])
+    own_classes(tmp_path / "validation", ["ants"])
+    (tmp_path / "devkit").mkdir()  # no split, and no class either: it holds no images
+    images = open_training_set(str(tmp_path))
+    assert (images.name, images.classes) == (name, 2)
+
+
+def test_splits_without_a_training_one_are_not_trained_on(tmp_path: Path) -> None:
+    own_classes(tmp_path / "val")
+    own_classes(tmp_path / "test")
+    with pytest.raises(InputError, match=r"holds test, val but no training images: put them in a folder train/"):
+        open_training_set(str(tmp_path))
+
+
+def test_a_class_named_as_a_split_is_trained_on_as_a_class(tmp_path: Path) -> None:
+    images = open_training_set(str(own_classes(tmp_path, ["bus", "car", "train"])))
+    assert (images.classes, len(images)) == (3, 6)
 
 
 def test_every_image_is_shifted_on_its_own_and_nothing_is_invented() -> None:

@@ -7,6 +7,7 @@ offsets does neither.
 from __future__ import annotations
 
 import fnmatch
+import re
 import tarfile
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,8 @@ from tokenmerge_bench.images import FileImages, Member, is_image
 from tokenmerge_bench.splits import SPLITS, choose_split, words
 
 __all__ = ["open_shards", "open_tar"]
+
+_CLASS_NUMBER = re.compile(r"[0-9]{1,9}")
 
 
 def open_tar(path: Path, split: str | None) -> FileImages:
@@ -51,30 +54,47 @@ def _of_split(members: Sequence[Member], split: str | None, where: str, whole: C
 
 
 def open_shards(name: str, data_dir: Path, split: str | None) -> FileImages:
-    """A webdataset in local shards: .tar files below `data_dir`/`name`, or `data_dir`.
+    """A webdataset in local shards: .tar files below `data_dir`/`name`, or those of `data_dir` itself.
+
+    Where there is no such folder, those of `data_dir` itself are the ones directly in it or in its folders of splits.
 
     A sample is an image and, under the same name, a `.cls` file with its label. Shards of the split are those that
     have it in their path (`val/000.tar`, `imagenet1k-validation-00.tar`); `split` may also be a pattern
     (`imagenet1k-val-*.tar`). The classes are the lines of `classnames.txt` where there is one, and otherwise as many as
     the largest label asks for. Raises InputError where something of this is missing or damaged.
     """
-    root = data_dir / name if (data_dir / name).is_dir() else data_dir
+    root, shards = _find_shards(name, data_dir)
     found: list[tuple[str, int, Member]] = []
-    for shard in _shards(root, split):
+    for shard in _shards_of_split(root, shards, split):
         members, texts = _index(root / shard, texts=".cls")
         stem = str(PurePosixPath(shard).with_suffix(""))
         # 0001.jpg is the image of sample 0001; 0001.mask.png belongs to it, but is not the image.
         images = [member for member in members if PurePosixPath(member.path).name.count(".") == 1]
+        _refuse_second_images(images, root / shard)
         found += [(f"{stem}/{image.path}", _class_number(image, texts, root / shard), image) for image in images]
     if not found:
         raise InputError(f"no images in the shards below '{root}': write samples of an image and a .cls file each")
     return FileImages.of(name.strip("/").replace("/", "-"), _class_count(root, found), found)
 
 
-def _shards(root: Path, split: str | None) -> list[str]:
+def _find_shards(name: str, data_dir: Path) -> tuple[Path, list[str]]:
+    """The folder of the data set, and the paths of all its shards relative to it."""
+    named = (data_dir / name).is_dir()
+    root = data_dir / name if named else data_dir
     shards = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
-    if not shards:
-        raise InputError(f"no .tar shards below '{root}': give the folder that holds them by --data-dir")
+    if not named:  # other folders are other data sets
+        shards = [shard for shard in shards if "/" not in shard or shard.partition("/")[0] in SPLITS]
+    if shards:
+        return root, shards
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if folders and not named:
+        raise InputError(
+            f"no folder '{name}' and no .tar shards in '{root}': give wds/ and one of its folders, {', '.join(folders)}"
+        )
+    raise InputError(f"no .tar shards below '{root}': give the folder that holds them by --data-dir")
+
+
+def _shards_of_split(root: Path, shards: list[str], split: str | None) -> list[str]:
     if split is not None and split.endswith(".tar"):
         chosen = fnmatch.filter(shards, split)
         if not chosen:
@@ -85,11 +105,24 @@ def _shards(root: Path, split: str | None) -> list[str]:
     return [shard for shard, known in zip(shards, names, strict=True) if name is None or name in known]
 
 
+def _refuse_second_images(images: Sequence[Member], shard: Path) -> None:
+    image_of: dict[PurePosixPath, str] = {}
+    for image in images:
+        sample = PurePosixPath(image.path).with_suffix("")
+        if sample in image_of:
+            both = f"'{image_of[sample]}' and '{image.path}'"
+            raise InputError(f"{both} in '{shard}' are images of one sample: leave one of the two out")
+        image_of[sample] = image.path
+
+
 def _class_number(member: Member, texts: dict[str, bytes], shard: Path) -> int:
     beside = str(PurePosixPath(member.path).with_suffix(".cls"))
     text = texts.get(beside, b"").decode("ascii", "replace").strip()
-    if not text.isdecimal():
-        raise InputError(f"'{member.path}' in '{shard}' has no '{beside}' with the number of its class: write one")
+    if not _CLASS_NUMBER.fullmatch(text):
+        raise InputError(
+            f"'{member.path}' in '{shard}' has no '{beside}' with the number of its class: write one, "
+            "of at most 9 digits"
+        )
     return int(text)
 
 

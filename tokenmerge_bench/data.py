@@ -41,6 +41,7 @@ __all__ = [
 ]
 
 Transform = Callable[[Image.Image], Tensor]
+_LEAST_CROP = 0.05  # 20 times the side: less resizes to images that no memory holds
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's names
 
 
@@ -146,8 +147,8 @@ def iter_batches(
     """
     if workers < 0:
         raise InputError(f"the number of workers must not be negative, got {workers}")
-    batches = Batches(images, indices, transform, batch_size)
-    wanted = [chunk for chunk in range(len(batches)) if chunk not in set(skip)]
+    batches, skipped = Batches(images, indices, transform, batch_size), frozenset(skip)
+    wanted = [chunk for chunk in range(len(batches)) if chunk not in skipped]
     # batch_size=None: an item is already a batch, and the sampler gives the chunk numbers in order.
     loader = DataLoader(batches, batch_size=None, sampler=wanted, num_workers=workers, collate_fn=_as_it_is)
     return iter(loader)
@@ -188,14 +189,14 @@ def eval_transform(data_config: Mapping[str, Any], **overrides: Any) -> Transfor
     `overrides` replace entries of the config (`crop_pct`, `crop_mode`, `interpolation`, `mean`, `std`,
     `input_size`); None leaves an entry alone. The short side is resized to the image size divided by `crop_pct`: DeiT's
     own evaluation has 0.875 (256 for 224), timm's config of DeiT 0.9 (248). Raises InputError for an override that the
-    config does not have, a `crop_pct` outside (0, 1] and an interpolation that Pillow does not have.
+    config does not have, a `crop_pct` outside [0.05, 1] and an interpolation that Pillow does not have.
     """
     for key in overrides:
         if key not in data_config:
             raise InputError(f"'{key}' is no entry of the model's data config{nearest(key, list(data_config))}")
     given = {key: value for key, value in overrides.items() if value is not None}
-    if not 0 < given.get("crop_pct", 1.0) <= 1:
-        raise InputError(f"--crop-pct {given['crop_pct']} is no share of the image: give more than 0 and at most 1")
+    if not _LEAST_CROP <= given.get("crop_pct", 1.0) <= 1:
+        raise InputError(f"--crop-pct {given['crop_pct']} is no share of the image: give one from {_LEAST_CROP} to 1")
     if given.get("interpolation", "bicubic") not in _INTERPOLATIONS:
         raise InputError(f"unknown --interpolation '{given['interpolation']}': give {', '.join(_INTERPOLATIONS)}")
     config = {**data_config, **given}

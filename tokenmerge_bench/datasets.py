@@ -14,9 +14,9 @@ from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.hub import open_hub_dataset
 from tokenmerge_bench.imagenet import class_labels, open_flat, wordnet_ids
 from tokenmerge_bench.images import ArrayImages, FileImages, ImageSet, Member, is_image
-from tokenmerge_bench.splits import choose_split
+from tokenmerge_bench.splits import SPLITS, choose_split
 
-__all__ = ["dataset_layouts", "open_dataset"]
+__all__ = ["dataset_layouts", "open_dataset", "split_folders"]
 
 _LAYOUTS = (
     ("demo", "10,000 test images of Fashion-MNIST, inside the package, for deit_micro_patch2_28"),
@@ -39,8 +39,9 @@ def open_dataset(spec: str, data_dir: Path | None = None, split: str | None = No
     """The image set that a user names, in one of the forms of `dataset_layouts`.
 
     `data_dir` is where relative folders start, where `torch/` and `wds/` look, and where `hfds/` keeps downloads.
-    `split` is by default the validation split, or the test split where there is none. The same image of ImageNet has
-    the same name and id whether it comes from a class folder, the flat folder or an archive.
+    `split` is by default the validation split, or the test split where there is none; `split_folders` says which
+    folders are splits, not classes, but one of the very name of `split` is taken anyway. The same image of ImageNet
+    has the same name and id whether it comes from a class folder, the flat folder or an archive.
 
     Raises InputError where nothing is found, saying what belongs where, and for labels that are wanting or wrong.
     """
@@ -107,11 +108,22 @@ def _open_folder(root: Path, split: str | None) -> FileImages:
     return _open_classes(root, folders)
 
 
+def split_folders(root: Path) -> list[str]:
+    """The names of the folders in `root` if it is divided into splits, and none if they are classes.
+
+    They are splits if one is named for a split, none for a class of ImageNet, and those named otherwise, as a
+    development kit, hold no images themselves: `invalid` beside `valid` or `bus` beside `train` makes both classes.
+    """
+    folders = _subfolders(root)
+    others = [folder for folder in folders if folder not in SPLITS]
+    is_divided = len(others) < len(folders) and not _wordnet(folders)
+    return folders if is_divided and not any(_holds_images(root / folder) for folder in others) else []
+
+
 def _split_folder(root: Path, split: str | None) -> Path:
     folders = _subfolders(root)
-    if split is None and _wordnet(folders):
-        return root
-    present = [] if _wordnet(folders) else folders  # classes are no splits
+    of_that_name = [] if _wordnet(folders) else [folder for folder in folders if folder == split]
+    present = split_folders(root) or of_that_name
     return root / (choose_split(split, present, f"dataset folder '{root}'", {root.resolve().name}) or ".")
 
 
@@ -123,19 +135,41 @@ def _subfolders(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
+def _holds_images(folder: Path) -> bool:
+    # os.walk takes a folder that may not be read, as lost+found, for an empty one.
+    _, _, names = next(os.walk(folder), ("", [], []))
+    return any(map(is_image, names))
+
+
 def _open_classes(root: Path, folders: list[str]) -> FileImages:
     classes, label_of = class_labels(folders, f"dataset folder '{root}'")
-    found = [(m.path, label_of[folder], m) for folder in folders for m in _list_folder(root, folder)]
+    here = root.resolve()
+    # A link from within a class to these would give it the images of others.
+    visited = {here, *here.parents, *((root / folder).resolve() for folder in folders)}
+    found = [(m.path, label_of[folder], m) for folder in folders for m in _list_folder(root, folder, visited)]
     if not found:
         seen = f" (its folders: '{folders[0]}'{', ...' if len(folders) > 1 else ''})" if folders else ""
         raise InputError(f"no images in dataset folder '{root}'{seen}: put them in class folders, as n01440764/*.JPEG")
     return FileImages.of(root.resolve().name, classes, found)
 
 
-def _list_folder(root: Path, folder: str) -> Iterator[Member]:
-    """Every image file below `root`/`folder`, with its path relative to `root`."""
-    for parent, _, names in os.walk(root / folder, followlinks=True):
+def _list_folder(root: Path, folder: str, visited: set[Path]) -> Iterator[Member]:
+    """Every image file below `root`/`folder`, with its path relative to `root`.
+
+    Hidden folders are left out, and so are those `visited` before, to which the others are added: links may go in
+    circles.
+    """
+    for parent, folders, names in os.walk(root / folder, followlinks=True):
+        folders[:] = [
+            name for name in sorted(folders) if not name.startswith(".") and _is_new(Path(parent, name), visited)
+        ]
         yield from (_member(root, Path(parent, name)) for name in names if is_image(name))
+
+
+def _is_new(folder: Path, visited: set[Path]) -> bool:
+    before = len(visited)
+    visited.add(folder.resolve())
+    return len(visited) > before
 
 
 def _member(root: Path, path: Path) -> Member:

@@ -38,7 +38,7 @@ def open_hub_dataset(name: str, cache: Path | None, split: str | None) -> RowIma
         )
     classes, numbers = _class_numbers(rows.features[label], labels.astype(np.int64), where)
     undecoded = rows.select_columns([image]).cast_column(image, importlib.import_module("datasets").Image(decode=False))
-    return RowImages.of(f"{Path(name).name}-{chosen}", classes, numbers, _sizes(table[image]), undecoded, image)
+    return RowImages.of(f"{Path(name).name}-{chosen}", classes, numbers, _marks(table[image]), undecoded, image)
 
 
 def _rows(datasets: Any, name: str, cache: Path | None, split: str | None, where: str) -> tuple[Any, str]:
@@ -48,7 +48,9 @@ def _rows(datasets: Any, name: str, cache: Path | None, split: str | None, where
     try:
         if (folder / "state.json").is_file():
             rows = datasets.load_from_disk(location)
-            return rows, choose_split(split, (), where, {str(rows.split)}) or str(rows.split or "all")
+            known = str(rows.split or "")
+            choose_split(split, {known.partition("[")[0]} - {""}, where, {known})  # train[:10%] is a part of train
+            return rows, known or "all"
         saved = datasets.load_from_disk(location) if (folder / "dataset_dict.json").is_file() else None
         names = list(saved or datasets.get_dataset_split_names(location))
         chosen = choose_split(split, names, where)
@@ -92,8 +94,15 @@ def _class_numbers(feature: Any, labels: Indices, where: str) -> tuple[int, Indi
     return classes, np.array([label_of[name] for name in names], dtype=np.int64)[labels]
 
 
-def _sizes(column: Any) -> list[int]:
-    """Size in bytes of each encoded image, without reading one; 0 where the image is a file."""
+def _marks(column: Any) -> list[str]:
+    """What tells each encoded image from others, without reading it: its size in bytes, after the name of a file."""
     compute = importlib.import_module("pyarrow.compute")
-    sizes = compute.binary_length(compute.struct_field(column, "bytes"))
-    return [size or 0 for size in sizes.to_pylist()]
+    sizes = compute.binary_length(compute.struct_field(column, "bytes")).to_pylist()
+    paths = compute.struct_field(column, "path").to_pylist()
+    found = zip(sizes, paths, strict=True)
+    return [_file_mark(Path(path)) if path and not size else str(size or 0) for size, path in found]
+
+
+def _file_mark(path: Path) -> str:
+    # The name alone: the same files in another place are the same images. A file that is gone is unreadable later on.
+    return f"{path.name}\t{path.stat().st_size if path.exists() else 0}"

@@ -147,16 +147,16 @@ class FileImages(ImageSet):
 class RowImages(ImageSet):
     """Rows of a `datasets.Dataset` whose column `column` holds encoded images (`bytes`, or the `path` of a file).
 
-    The fingerprint covers the sizes of the encoded images and the labels; ids are the row numbers.
+    The fingerprint covers the sizes of the encoded images, the names of files and the labels; ids are the row numbers.
     """
 
     rows: Any
     column: str
 
     @classmethod
-    def of(cls, name: str, classes: int, labels: Indices, sizes: Sequence[int], rows: Any, column: str) -> RowImages:
-        """An image set of all rows; `sizes` are in bytes, 0 where an image is a file."""
-        lines = "".join(f"{size}\t{label}\n" for size, label in zip(sizes, labels, strict=True))
+    def of(cls, name: str, classes: int, labels: Indices, marks: Sequence[str], rows: Any, column: str) -> RowImages:
+        """An image set of all rows; `marks` are what the fingerprint covers of each image."""
+        lines = "".join(f"{mark}\t{label}\n" for mark, label in zip(marks, labels, strict=True))
         names = [f"{name}[{i}]" for i in range(len(labels))]
         ids = np.arange(len(labels), dtype=np.int64)
         return cls(name, classes, labels, ids, names, _digest(lines).hex()[:16], rows, column)

@@ -7,9 +7,10 @@ from collections.abc import Collection
 
 from tokenmerge_bench.errors import InputError
 
-__all__ = ["SPLITS", "choose_split", "words"]
+__all__ = ["SPLITS", "TRAINING", "choose_split", "words"]
 
-_SYNONYMS = (("validation", "val", "valid", "eval"), ("test", "testing"), ("train", "training"))
+TRAINING = ("train", "training")
+_SYNONYMS = (("validation", "val", "valid", "eval"), ("test", "testing"), TRAINING)
 SPLITS = frozenset(name for group in _SYNONYMS for name in group)
 
 

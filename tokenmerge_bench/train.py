@@ -51,8 +51,10 @@ from tokenmerge_bench.data import (
     subset,
     to_mode,
 )
+from tokenmerge_bench.datasets import split_folders
 from tokenmerge_bench.errors import InputError, nearest
 from tokenmerge_bench.models import build_model, data_config
+from tokenmerge_bench.splits import TRAINING
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -171,7 +173,8 @@ def _first_problem(error: pydantic.ValidationError) -> str:
 def open_training_set(spec: str) -> ImageSet:
     """The training images in a folder of the Fashion-MNIST files or of ImageNet class folders.
 
-    Raises InputError for `demo`, which is a test set, and as `fashion_mnist_train` and `open_dataset` do.
+    Of a folder that is divided into splits it is the training split. Raises InputError for `demo`, which is a test set,
+    for splits without a training one, and as `fashion_mnist_train` and `open_dataset` do.
     """
     if spec == "demo":
         raise InputError("'demo' is a test set and must not be trained on: give a folder of training images")
@@ -181,8 +184,10 @@ def open_training_set(spec: str) -> ImageSet:
     looks_like_idx = any(root.glob("*-ubyte*")) or (root / "FashionMNIST").is_dir()
     if looks_like_idx:
         return fashion_mnist_train(root)
-    # A folder that holds train/ and val/ must not be trained on its validation images.
-    return open_dataset(spec, split="train" if (root / "train").is_dir() else None)
+    splits = split_folders(root)
+    if splits and not set(TRAINING).intersection(splits):
+        raise InputError(f"'{spec}' holds {', '.join(splits)} but no training images: put them in a folder train/")
+    return open_dataset(spec, split="train" if splits else None)
 
 
 @dataclass(frozen=True)
