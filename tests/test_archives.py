@@ -224,7 +224,7 @@ def test_shards_of_other_data_sets_are_not_taken_for_a_misspelt_one(tmp_path: Pa
 
 def test_shards_beside_other_data_sets_may_lie_in_folders_of_splits(tmp_path: Path) -> None:
     write_shards(tmp_path / "validation", "x")
-    write_shards(tmp_path / "pets")
+    write_shards(tmp_path / "pets", "validation")
     assert {path.split("/")[0] for path in open_dataset("wds/any", tmp_path).paths} == {"validation"}
 
 
