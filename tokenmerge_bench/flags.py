@@ -63,7 +63,7 @@ class Images:
         None
     )
     crop_pct: Annotated[
-        float | None, typer.Option(help="Part of the resized image that is cropped, 0.05 to 1; DeiT's own evaluation: 0.875.")
+        float | None, typer.Option(help="Part of the resized image that is cropped, 0.05 to 1; DeiT's own: 0.875.")
     ] = None
     img_size: Annotated[int | None, typer.Option(help="Side of the crop in pixels; resamples the positions.")] = None
     interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, ...")] = None
