@@ -293,11 +293,17 @@ def test_identifiers_change_with_whatever_decides_the_outcome() -> None:
             (loaded(), parse_method("dhtm:averaging=plain"), budget, 0),
             (loaded(), parse_method("dhtm:layers=all"), budget, 0),
             (loaded(), dhtm, Budget("fraction", "0.6"), 0),
-            (loaded(), dhtm, budget, 1),
+            (loaded(), parse_method("random"), budget, 0),
+            (loaded(), parse_method("random"), budget, 1),
         )
     ]
     assert len(set(ids)) == len(ids)
     assert ids[0] == plan(loaded(), [dhtm], [budget], 1, 0)[-1].id
+
+
+def test_identifiers_of_what_draws_nothing_do_not_change_with_the_seed() -> None:
+    points = [plan(loaded(), [parse_method("dhtm")], [Budget("fraction", "0.7")], 2, seed) for seed in (0, 1)]
+    assert [point.id for point in points[0]] == [point.id for point in points[1]]
 
 
 def test_a_budget_beyond_every_method_is_refused_and_one_beyond_some_is_kept_as_a_row() -> None:
