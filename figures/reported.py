@@ -21,7 +21,11 @@ def drops(model: str) -> pd.DataFrame:
     in common. Empty for a model of which nothing was published.
     """
     curve = published.table1()
-    tables = [curve.assign(method="dhtm", trained="no"), published.quoted().assign(trained="no"), published.table2()]
+    tables = [
+        curve.assign(method=published.TABLE1_METHOD, trained="no"),
+        published.quoted().assign(trained="no"),
+        published.table2(),
+    ]
     points = pd.concat(tables, ignore_index=True)
     points = points[(points["model"] == model) & (points["k"] != 0)]
     unreduced = curve.loc[(curve["model"] == model) & (curve["k"] == 0), "top1"]

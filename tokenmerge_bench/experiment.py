@@ -104,8 +104,9 @@ def available(experiment: Experiment) -> tuple[list[MethodSpec], list[str]]:
         InputError: for a name that is neither, or if nothing is left to run.
     """
     layers = parse_layers(experiment.layers) if experiment.layers else None
-    missing = [_name(text) for text in experiment.methods if _is_missing(text)]
-    specs = [parse_method(text, layers) for text in experiment.methods if not _is_missing(text)]
+    absent = [text for text in experiment.methods if _is_missing(text)]  # asking reads the published tables: once
+    missing = [_name(text) for text in absent]
+    specs = [parse_method(text, layers) for text in experiment.methods if text not in absent]
     if not specs:
         raise InputError(f"{', '.join(missing)} cannot be run here yet; name other methods (`tmbench list methods`).")
     return list({(spec.name, all_options(spec)): spec for spec in specs}.values()), list(dict.fromkeys(missing))
