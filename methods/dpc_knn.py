@@ -8,6 +8,7 @@ the mean of its members. Off the shelf the members weigh the same; trained, a li
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,23 +37,22 @@ class DpcKnnOptions:
 
 
 @torch.no_grad()
-def density_peaks(
-    distance: Float[Tensor, "B N N"], k: int, m: int, noise: Float[Tensor, "B N"] | None = None
-) -> tuple[Int[Tensor, "B m"], Int[Tensor, "B N"]]:
-    """Cluster centres, best first, and the cluster of each token.
+def rank_centres(
+    distance: Float[Tensor, "B N N"], k: int, noise: Float[Tensor, "B N"] | None = None
+) -> Int[Tensor, "B N"]:
+    """All tokens, the best cluster centre first.
 
     A token's density is rho = exp(-mean of its k smallest squared distances); its separation delta is the distance
     to the nearest denser token (ties: lower index is denser; the densest gets the largest distance of the image).
-    Centres are the m tokens of largest rho delta, ranked in logarithms so that rho cannot underflow.
+    Tokens are ranked by rho delta, in logarithms so that rho cannot underflow.
 
     Args:
         distance: token distances divided by sqrt(C).
         k: neighbours, self included; at most N are used.
-        m: number of clusters.
         noise: added to rho before ranking, as the reference code does.
     """
-    batch, n, _ = distance.shape
-    spread = distance.square().topk(min(k, n), dim=2, largest=False).values.mean(2)
+    n = distance.shape[1]
+    spread = distance.topk(min(k, n), dim=2, largest=False).values.square().mean(2)
     if noise is not None:
         spread = -((-spread).exp() + noise).log()
     index = torch.arange(n, device=distance.device)
@@ -60,11 +60,26 @@ def density_peaks(
     denser = (spread[:, None, :] < spread[:, :, None]) | tied_before
     farthest = distance.flatten(1).amax(1)[:, None]
     nearest_denser = distance.masked_fill(~denser, torch.inf).amin(2)
-    delta = torch.where(denser.any(2), nearest_denser, farthest)
-    centres = (delta.log() - spread).argsort(dim=1, descending=True, stable=True)[:, :m]
-    to_centres = distance.gather(2, centres[:, None, :].expand(batch, n, m))
-    labels = to_centres.argmin(2)
-    return centres, labels.scatter(1, centres, torch.arange(m, device=labels.device).expand(batch, m))
+    # Only the densest token has none denser.
+    delta = torch.where(nearest_denser.isinf(), farthest, nearest_denser)
+    return (delta.log() - spread).argsort(dim=1, descending=True, stable=True)
+
+
+@torch.no_grad()
+def join(distance: Float[Tensor, "B N N"], centres: Int[Tensor, "B m"]) -> Int[Tensor, "B N"]:
+    """The cluster of each token: the nearest centre, the first of equally near ones; centres join themselves."""
+    batch, n, _ = distance.shape
+    m = centres.shape[1]
+    labels = distance.gather(2, centres[:, None, :].expand(batch, n, m)).argmin(2)
+    return labels.scatter(1, centres, torch.arange(m, device=labels.device).expand(batch, m))
+
+
+def density_peaks(
+    distance: Float[Tensor, "B N N"], k: int, m: int, noise: Float[Tensor, "B N"] | None = None
+) -> tuple[Int[Tensor, "B m"], Int[Tensor, "B N"]]:
+    """The m best cluster centres, best first, and the cluster of each token; see `rank_centres` and `join`."""
+    centres = rank_centres(distance, k, noise)[:, :m]
+    return centres, join(distance, centres)
 
 
 @reducer("dpc_knn")
@@ -95,16 +110,20 @@ class DpcKnn(TokenReducer):
 
     def assign(self, tokens: Tokens, n_out: int) -> Assignment:
         """Clusters the block input; gradients reach only the member weights."""
+        return self.assign_each(tokens, [n_out])[0]
+
+    def assign_each(self, tokens: Tokens, n_outs: Sequence[int]) -> list[Assignment]:
+        """One ranking of the tokens as centres serves all numbers of clusters."""
         o: DpcKnnOptions = self.options
         x = tokens.features.to(torch.promote_types(tokens.features.dtype, torch.float32))
         noise = None
         if o.noise:
             noise = o.noise * uniforms(tokens.seed, tokens.image_ids, tokens.block, x.shape[1]).to(x.dtype)
         with torch.no_grad():
-            scaled = pairwise_distances(x) / math.sqrt(x.shape[2])
-        _, labels = density_peaks(scaled, o.k, n_out, noise)
+            distance = pairwise_distances(x) / math.sqrt(x.shape[2])
+        ranking = rank_centres(distance, o.k, noise)
         weights = self._weights(x) if self.learned else torch.ones_like(x[..., 0])
-        return HardAssignment(labels, n_out, weights, eps=1e-6)
+        return [HardAssignment(join(distance, ranking[:, :m]), m, weights, eps=1e-6) for m in n_outs]
 
     def _weights(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N"]:
         # In the precision of x, whatever the model's.

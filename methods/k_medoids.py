@@ -7,6 +7,7 @@ mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,23 +90,25 @@ class KMedoids(TokenReducer):
     site = "pre"
     layers = (3, 6, 9)
     knob = KeepRate()
-    needs = frozenset({"attention"})
 
     def __init__(self, options: KMedoidsOptions | None = None) -> None:
         super().__init__(options)
+        self.needs = frozenset({"received" if self.options.weights == "all" else "attention"})
         if self.options.iters < 0:
             raise InputError(f"k_medoids: iters={self.options.iters} is negative; give 0 or more.")
 
     def assign(self, tokens: Tokens, n_out: int) -> Assignment:
         """Clusters the block input by unscaled distances; before the first block all tokens weigh the same."""
-        medoids, labels = weighted_medoids(
-            pairwise_distances(tokens.features),
-            received_attention(tokens, self.options.weights),
-            n_out,
-            self.options.iters,
-            self.options.variant,
-        )
-        return HardAssignment(labels, n_out, picks=medoids)
+        return self.assign_each(tokens, [n_out])[0]
+
+    def assign_each(self, tokens: Tokens, n_outs: Sequence[int]) -> list[Assignment]:
+        """Distances and weights serve all numbers of clusters."""
+        o: KMedoidsOptions = self.options
+        distance, weights = pairwise_distances(tokens.features), received_attention(tokens, o.weights)
+        found = [weighted_medoids(distance, weights, n_out, o.iters, o.variant) for n_out in n_outs]
+        return [
+            HardAssignment(labels, n_out, picks=medoids) for (medoids, labels), n_out in zip(found, n_outs, strict=True)
+        ]
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """N^2 C for distances, then per round N M for assigning and N^2 (`tokenreduction`: M N^2) for the sums."""
@@ -116,12 +119,11 @@ class KMedoids(TokenReducer):
 
 def received_attention(tokens: Tokens, queries: Literal["all", "cls"]) -> Float[Tensor, "B N"]:
     """Attention that each patch token received in the previous block, summed over heads and queries (CLS: mean)."""
+    if queries == "all":
+        return torch.ones_like(tokens.sizes) if tokens.received is None else tokens.received
     if tokens.attention is None:
         return torch.ones_like(tokens.sizes)
-    attention = tokens.attention.to(torch.promote_types(tokens.attention.dtype, torch.float32))
-    to_patches = attention[..., tokens.prefix :]
-    if queries == "all":
-        return to_patches.sum((1, 2))
     if tokens.prefix == 0:
         raise InputError("k_medoids: weights=cls needs a class token, which this model lacks; use weights=all.")
-    return to_patches[:, :, 0].mean(1)
+    from_cls = tokens.attention[:, :, 0, tokens.prefix :]
+    return from_cls.to(torch.promote_types(from_cls.dtype, torch.float32)).mean(1)

@@ -7,6 +7,7 @@ or trained.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import RemovedPerBlock, StagedRemoval
+from tokenmerge_bench.paths import path_for
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
@@ -33,32 +35,50 @@ class TomeOptions:
 
 
 @torch.no_grad()
-def bipartite_soft_matching(metric: Float[Tensor, "B N D"], r: int, prefix: int) -> Int[Tensor, "B N"]:
-    """Output token of each patch token after merging the r best proposals.
+def best_partners(metric: Float[Tensor, "B N D"], prefix: int) -> tuple[Float[Tensor, "B A"], Int[Tensor, "B A"]]:
+    """Cosine and index of the most similar token of set B for every token of set A; the lowest index on ties.
 
     Positions count the prefix tokens, which sit in front and are protected: they neither propose nor receive. Set A
-    has the even positions, B the odd ones. Output order: the A tokens that stay, ascending, then all of B.
+    has the even positions, B the odd ones.
 
     Args:
         metric: what is compared (mean keys), unnormalised.
-        r: tokens to remove, at most floor(N / 2).
         prefix: number of prefix tokens P, which shifts the parity.
     """
-    n = metric.shape[1]
     unit = metric.to(torch.promote_types(metric.dtype, torch.float32))
     unit = unit / unit.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    in_a, in_b = slice(prefix % 2, None, 2), slice(1 - prefix % 2, None, 2)
-    scores = unit[:, in_a] @ unit[:, in_b].transpose(1, 2)
-    best, partner = scores.max(-1)
+    in_a, in_b = _halves(prefix)
+    best, partner = (unit[:, in_a] @ unit[:, in_b].transpose(1, 2)).max(-1)
+    return best, partner
+
+
+@torch.no_grad()
+def merge_best(
+    best: Float[Tensor, "B A"], partner: Int[Tensor, "B A"], n: int, r: int, prefix: int
+) -> Int[Tensor, "B N"]:
+    """Output token of each of `n` patch tokens after merging the `r` best proposals, at most floor(N / 2).
+
+    Output order: the A tokens that stay, ascending, then all of B.
+    """
+    in_a, in_b = _halves(prefix)
     order = best.argsort(dim=-1, descending=True, stable=True)
-    a_count, b_count = scores.shape[1:]
+    a_count, b_count = best.shape[1], n - best.shape[1]
     rank = torch.empty_like(order).scatter_(1, order, torch.arange(a_count, device=order.device).expand_as(order))
     stays = rank >= r
-    labels = torch.empty(metric.shape[:2], dtype=torch.int64, device=metric.device)
+    labels = torch.empty((len(best), n), dtype=torch.int64, device=best.device)
     labels[:, in_a] = torch.where(stays, stays.cumsum(1) - 1, a_count - r + partner)
     labels[:, in_b] = a_count - r + torch.arange(b_count, device=labels.device)
-    assert n - r == a_count - r + b_count
     return labels
+
+
+def bipartite_soft_matching(metric: Float[Tensor, "B N D"], r: int, prefix: int) -> Int[Tensor, "B N"]:
+    """Output token of each patch token after merging the r best of the proposals of `best_partners`."""
+    return merge_best(*best_partners(metric, prefix), metric.shape[1], r, prefix)
+
+
+def _halves(prefix: int) -> tuple[slice, slice]:
+    """The patch tokens at even and at odd positions of the sequence."""
+    return slice(prefix % 2, None, 2), slice(1 - prefix % 2, None, 2)
 
 
 @reducer("tome")
@@ -85,10 +105,23 @@ class Tome(TokenReducer):
 
     def assign(self, tokens: Tokens, n_out: int) -> Assignment:
         """Matches on the keys averaged over heads; merges by size-weighted mean."""
+        return self.assign_each(tokens, [n_out])[0]
+
+    def assign_each(self, tokens: Tokens, n_outs: Sequence[int]) -> list[Assignment]:
+        """One matching serves all numbers of merges."""
         assert tokens.keys is not None
-        n = tokens.features.shape[1]
-        labels = bipartite_soft_matching(tokens.keys.mean(1), n - n_out, tokens.prefix)
-        return HardAssignment(labels, n_out, tokens.sizes)
+        n, prefix = tokens.features.shape[1], tokens.prefix
+        if path_for(tokens.keys.device) == "triton":
+            from tokenmerge_bench.kernels import matching
+
+            found = matching.partners(tokens.keys, prefix)
+            if found is not None:
+                labels = [matching.labels_of(*found, n, n - n_out, prefix) for n_out in n_outs]
+                return [HardAssignment(at, n_out, tokens.sizes) for at, n_out in zip(labels, n_outs, strict=True)]
+        precise = torch.promote_types(tokens.keys.dtype, torch.float32)
+        best, partner = best_partners(tokens.keys.to(precise).mean(1), prefix)
+        labels = [merge_best(best, partner, n, n - n_out, prefix) for n_out in n_outs]
+        return [HardAssignment(at, n_out, tokens.sizes) for at, n_out in zip(labels, n_outs, strict=True)]
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """T C for the mean over heads, T D for the norms, |A| |B| D for the scores, r C for the means."""

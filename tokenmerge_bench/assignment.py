@@ -12,10 +12,13 @@ appear here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from tokenmerge_bench.paths import path_for
 
 
 class Assignment(ABC):
@@ -27,6 +30,13 @@ class Assignment(ABC):
     @abstractmethod
     def merge(self, features: Float[Tensor, "B N C"]) -> Float[Tensor, "B M C"]:
         """Features of the output tokens, in the dtype of the input; sums run in float32 or better."""
+
+    def merge_sequence(self, x: Float[Tensor, "B T C"], values: Float[Tensor, "B N C"]) -> Float[Tensor, "B S C"]:
+        """The sequence after the reduction: the prefix tokens of `x`, unchanged, then what `values` merge to.
+
+        T = P + N and S = P + M. `values` are the patch tokens x[:, P:] themselves unless a method says otherwise.
+        """
+        return torch.cat([x[:, : x.shape[1] - self.n_in], self.merge(values)], dim=1)
 
     @abstractmethod
     def merge_sizes(self, sizes: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
@@ -75,15 +85,20 @@ class HardAssignment(Assignment):
     ) -> None:
         self.labels = labels
         self.n_in, self.n_out = labels.shape[1], n_out
-        self.picks = picks
-        if picks is not None:
-            return
-        if weights is None:
-            weights = torch.ones(labels.shape, device=labels.device)
-        weights = weights.to(_score_dtype(weights))
-        total = _segment_sum(weights, labels, n_out) + eps
+        self.weights, self.eps, self.picks = weights, eps, picks
+
+    @cached_property
+    def coefficients(self) -> Float[Tensor, "B N"]:
+        """Share of every token in its output token."""
+        weights = self._precise_weights()
+        total = _segment_sum(weights, self.labels, self.n_out) + self.eps
         # Normalising first makes a token that stays alone keep its features to the last bit (s / s = 1).
-        self.coefficients = weights / total.gather(1, labels)
+        return weights / total.gather(1, self.labels)
+
+    def _precise_weights(self) -> Float[Tensor, "B N"]:
+        if self.weights is None:
+            return torch.ones(self.labels.shape, device=self.labels.device)
+        return self.weights.to(_score_dtype(self.weights))
 
     @classmethod
     def identity(cls, batch: int, n: int, device: torch.device | None = None) -> HardAssignment:
@@ -100,12 +115,52 @@ class HardAssignment(Assignment):
         """See `Assignment.merge`; tokens that stay alone keep their features bit for bit."""
         if self.picks is not None:
             return features.gather(1, self.picks.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
+        if self._has_kernels(features, self.weights):
+            return self._merge_by_kernel(features)
         weighted = features.to(_score_dtype(features)) * self.coefficients.unsqueeze(-1)
         return _segment_sum(weighted, self.labels, self.n_out).to(features.dtype)
 
+    def merge_sequence(self, x: Float[Tensor, "B T C"], values: Float[Tensor, "B N C"]) -> Float[Tensor, "B S C"]:
+        """See `Assignment.merge_sequence`; one kernel where values are a part of x."""
+        prefix = x.shape[1] - self.n_in
+        is_part = values.data_ptr() == x[:, prefix:].data_ptr() and values.stride() == x.stride()
+        if is_part and self.picks is None and self._has_kernels(x, self.weights):
+            return self._merge_by_kernel(x)
+        return super().merge_sequence(x, values)
+
     def merge_sizes(self, sizes: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
         """Sums of the members' sizes."""
-        return _segment_sum(sizes, self.labels, self.n_out)
+        if not self._has_kernels(sizes):
+            return _segment_sum(sizes, self.labels, self.n_out)
+        if sizes is self.weights:
+            return self._members[2]
+        from tokenmerge_bench.kernels.merge import members
+
+        return members(self.labels, sizes, self.n_out)[2]
+
+    def _merge_by_kernel(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S C"]:
+        """The merged sequence; what stands before the last N tokens is copied."""
+        from tokenmerge_bench.kernels.merge import merge
+
+        weights = self._precise_weights()
+        order, starts, _ = self._members
+        return merge(x, weights.to(torch.promote_types(weights.dtype, x.dtype)), order, starts, self.eps)
+
+    @cached_property
+    def _members(self) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]]:
+        """Tokens sorted by label, where those of each label begin, and the sums of the weights; for the kernels."""
+        from tokenmerge_bench.kernels.merge import members
+
+        return members(self.labels, self._precise_weights(), self.n_out)
+
+    def _has_kernels(self, *values: Tensor | None) -> bool:
+        """Whether the kernels do it: Triton is the path, nothing is traced, and nobody wants gradients of the values."""
+        wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+        if wanted or torch._C._get_tracing_state() is not None or path_for(self.labels.device) != "triton":
+            return False
+        from tokenmerge_bench.kernels.merge import MOST_TOKENS
+
+        return self.n_in < MOST_TOKENS
 
     def unmerge(self, outputs: Float[Tensor, "B M C"]) -> Float[Tensor, "B N C"]:
         """Copies of the output tokens, one per member."""

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from tokenmerge_bench.paths import path_for
+
 HORIZONTAL = ((0, 1),)
 FOUR = ((0, 1), (1, 0))
 EIGHT = ((0, 1), (1, -1), (1, 0), (1, 1))
@@ -42,6 +44,10 @@ def all_pairs(n: int, device: torch.device) -> Int[Tensor, "E 2"]:
 
 def token_edges(cells: Int[Tensor, "B N0"], edges: Int[Tensor, "E 2"]) -> Int[Tensor, "B E 2"]:
     """The cell edges as token edges, lower token first. Inner edges have equal ends; parallel edges repeat."""
+    if path_for(cells.device) == "triton":
+        from tokenmerge_bench.kernels import contraction as kernels
+
+        return kernels.token_edges(cells, edges)
     ends = cells[:, edges]
     return torch.stack([ends.amin(-1), ends.amax(-1)], dim=-1)
 

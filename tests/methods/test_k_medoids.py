@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import references as ref
 import torch
+from timm.layers import Attention
 
 from tokenmerge_bench.distances import pairwise_distances
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.methods.k_medoids import KMedoids, KMedoidsOptions, received_attention, weighted_medoids
+from tokenmerge_bench.reduced_vit import AttentionTap
 from tokenmerge_bench.tokens import Tokens
 
 Variant = Literal["weighted", "tokenreduction"]
@@ -103,18 +105,35 @@ def test_equals_the_naive_reference_where_many_costs_tie(variant: Variant) -> No
 
 
 @pytest.mark.parametrize("prefix", [1, 2, 5])
-def test_weights_are_the_attention_that_patches_receive(prefix: int) -> None:
+def test_weights_of_cls_are_its_attention_averaged_over_heads(prefix: int) -> None:
     attention = torch.randn(2, 3, 6 + prefix, 6 + prefix, dtype=torch.float64).softmax(-1)
     tokens = Tokens.of(torch.zeros(2, 6, 4), (2, 3), prefix=prefix, attention=attention)
-    everything, cls = torch.zeros(2, 6).double(), torch.zeros(2, 6).double()
+    cls = torch.zeros(2, 6).double()
     for image in range(2):
         for patch in range(6):
             for head in range(3):
                 cls[image, patch] += attention[image, head, 0, prefix + patch] / 3
-                for query in range(6 + prefix):
-                    everything[image, patch] += attention[image, head, query, prefix + patch]
-    torch.testing.assert_close(received_attention(tokens, "all"), everything)
     torch.testing.assert_close(received_attention(tokens, "cls"), cls)
+
+
+@pytest.mark.parametrize("prefix", [1, 2, 5])
+def test_weights_of_all_are_what_the_attention_hands_over_as_received(prefix: int) -> None:
+    attention = Attention(24, num_heads=3, qkv_bias=True).eval().double()
+    tap = AttentionTap(attention, frozenset({"received"}))
+    x = torch.randn(2, prefix + 6, 24, dtype=torch.float64)
+    torch.testing.assert_close(tap.attention(x), attention(x))
+    received = tap.collect(prefix)["received"]
+    q, k, _ = attention.qkv(x).reshape(2, prefix + 6, 3, 3, 8).permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(2, 3) / 8**0.5).softmax(-1)
+    everything = torch.zeros(2, 6).double()
+    for image in range(2):
+        for patch in range(6):
+            for head in range(3):
+                for query in range(6 + prefix):
+                    everything[image, patch] += weights[image, head, query, prefix + patch]
+    torch.testing.assert_close(received, everything)
+    tokens = Tokens.of(torch.zeros(2, 6, 4), (2, 3), prefix=prefix, received=received)
+    assert received_attention(tokens, "all") is received
 
 
 def test_without_a_previous_block_all_tokens_weigh_the_same() -> None:
@@ -126,11 +145,10 @@ def test_without_a_previous_block_all_tokens_weigh_the_same() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_output_tokens_are_the_medoids_themselves(variant: Variant) -> None:
     x = ref.random_rows("random", 15, 3, 4)
-    attention = torch.rand(1, 2, 16, 16, dtype=torch.float64)
-    tokens = Tokens.of(torch.from_numpy(x)[None], (3, 5), attention=attention)
+    received = torch.rand(1, 15, dtype=torch.float64)
+    tokens = Tokens.of(torch.from_numpy(x)[None], (3, 5), received=received)
     assignment = KMedoids(KMedoidsOptions(variant=variant, iters=2)).assign(tokens, 5)
-    weights = attention[0, :, :, 1:].sum((0, 1)).tolist()
-    expected = ref.k_medoids(x, weights, 5, 2, variant)
+    expected = ref.k_medoids(x, received[0].tolist(), 5, 2, variant)
     assert assignment.owner()[0].tolist() == expected.labels
     assert torch.equal(assignment.merge(tokens.features)[0], tokens.features[0, expected.centres])
 

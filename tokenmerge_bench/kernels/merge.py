@@ -1,0 +1,136 @@
+"""Merging by a hard assignment on the GPU: one kernel sorts the tokens by label, one adds up the members of each.
+
+No atomics: members are added in ascending order, so sums are the same in every run and whatever else is in the batch.
+The second kernel reads and writes every row of features once, prefix tokens included.
+"""
+
+from typing import no_type_check
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int
+from torch import Tensor
+
+MOST_TOKENS = 4096
+"""Tokens of an image that one program can sort."""
+
+
+@triton.jit
+@no_type_check
+def _members_kernel(labels, sizes, order, starts, sums, n, m, TOKENS: tl.constexpr, CHUNK: tl.constexpr):
+    """Counting sort of the tokens by label, stable, and sums of `sizes` by label."""
+    image = tl.program_id(0).to(tl.int64)
+    labels += image * n
+    sizes += image * n
+    slots = tl.arange(0, TOKENS)  # input tokens, and output tokens
+    here = slots < n
+    label = tl.load(labels + slots, mask=here, other=0x7FFFFFF).to(tl.int32)
+    # Counts stay two-dimensional until the end: one reduction each, not one for every chunk.
+    before = tl.zeros((TOKENS, CHUNK), tl.int32)  # tokens of a smaller label, or of the same and a smaller index
+    start = tl.zeros((TOKENS, CHUNK), tl.int32)  # tokens of a smaller label than the output's
+    total = tl.zeros((TOKENS, CHUNK), sums.dtype.element_ty)
+    for first in range(0, n, CHUNK):
+        others = first + tl.arange(0, CHUNK)
+        theirs = tl.load(labels + others, mask=others < n, other=0x7FFFFFF).to(tl.int32)
+        size = tl.load(sizes + others, mask=others < n, other=0.0).to(sums.dtype.element_ty)
+        smaller = theirs[None, :] < label[:, None]
+        earlier = (theirs[None, :] == label[:, None]) & (others[None, :] < slots[:, None])
+        before += (smaller | earlier).to(tl.int32)
+        start += (theirs[None, :] < slots[:, None]).to(tl.int32)
+        total += tl.where(theirs[None, :] == slots[:, None], size[None, :], 0.0)
+    tl.store(order + image * n + tl.sum(before, 1), slots, mask=here)
+    tl.store(starts + image * (m + 1) + slots, tl.sum(start, 1), mask=slots <= m)
+    tl.store(sums + image * m + slots, tl.sum(total, 1), mask=slots < m)
+
+
+@triton.jit
+@no_type_check
+def _merge_kernel(
+    x, weights, order, starts, out, prefix, n, m, c, eps, x_image, x_token,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """ROWS tokens of the new sequence: prefix tokens are copied, the others are weighted means of their members.
+
+    Weights are normalised first: s / s is 1, so a token that stays alone keeps its features to the last bit.
+    """
+    image = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    channels = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    inside = channels < c
+    x += image * x_image
+    weights += image * n
+    order += image * n
+    is_prefix = rows < prefix
+    is_mean = (rows >= prefix) & (rows < prefix + m)
+    bounds = starts + image * (m + 1) + rows - prefix
+    first = tl.load(bounds, mask=is_mean, other=0)
+    count = tl.load(bounds + 1, mask=is_mean, other=0) - first
+    most = tl.max(count)
+    precise = weights.dtype.element_ty
+    total = tl.zeros((ROWS,), precise)
+    for number in range(most):
+        member = tl.load(order + first + number, mask=number < count, other=0)
+        total += tl.load(weights + member, mask=number < count, other=0.0)
+    total = tl.where(count > 0, total + eps, 1.0)
+    at_prefix = x + rows[:, None] * x_token + channels[None, :]
+    mean = tl.load(at_prefix, mask=is_prefix[:, None] & inside[None, :], other=0.0).to(precise)
+    for number in range(most):
+        member = tl.load(order + first + number, mask=number < count, other=0)
+        share = tl.load(weights + member, mask=number < count, other=0.0)
+        share = tl.div_rn(share, total) if precise == tl.float32 else share / total
+        values = tl.load(
+            x + (prefix + member)[:, None] * x_token + channels[None, :],
+            mask=(number < count)[:, None] & inside[None, :],
+            other=0.0,
+        ).to(precise)
+        mean += share[:, None] * values
+    at = out + image * (prefix + m) * c + rows[:, None] * c + channels[None, :]
+    tl.store(at, mean.to(out.dtype.element_ty), mask=(is_prefix | is_mean)[:, None] & inside[None, :])
+
+
+def members(
+    labels: Int[Tensor, "B N"], sizes: Float[Tensor, "B N"], m: int
+) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]]:
+    """Tokens sorted by label, where the tokens of each label begin, and the sums of `sizes` by label.
+
+    O(N^2) comparisons an image, at most `MOST_TOKENS` tokens.
+    """
+    batch, n = labels.shape
+    order = torch.empty((batch, n), dtype=torch.int32, device=labels.device)
+    starts = torch.empty((batch, m + 1), dtype=torch.int32, device=labels.device)
+    sums = torch.empty((batch, m), dtype=sizes.dtype, device=labels.device)
+    if batch:
+        tokens = triton.next_power_of_2(n + 1)
+        _members_kernel[(batch,)](
+            labels.contiguous(), sizes.contiguous(), order, starts, sums, n, m,
+            TOKENS=tokens, CHUNK=8, num_warps=4 if tokens <= 512 else 16,
+        )  # fmt: skip
+    return order, starts, sums
+
+
+def merge(
+    x: Float[Tensor, "B T C"],
+    weights: Float[Tensor, "B N"],
+    order: Int[Tensor, "B N"],
+    starts: Int[Tensor, "B bounds"],
+    eps: float = 0.0,
+) -> Float[Tensor, "B S C"]:
+    """Weighted means by label behind copies of the P = T - N prefix tokens, S = P + M. See `members`.
+
+    Sums run in the precision of `weights` (float32 or float64); `eps` is added to each sum of weights.
+    """
+    batch, length, c = x.shape
+    n, m = weights.shape[1], starts.shape[1] - 1
+    prefix = length - n
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    out = torch.empty((batch, prefix + m, c), dtype=x.dtype, device=x.device)
+    if batch:
+        width, rows = min(256, triton.next_power_of_2(c)), 4
+        grid = (batch, triton.cdiv(prefix + m, rows), triton.cdiv(c, width))
+        _merge_kernel[grid](
+            x, weights.contiguous(), order, starts, out, prefix, n, m, c, eps, x.stride(0), x.stride(1),
+            ROWS=rows, WIDTH=width, num_warps=1,
+        )  # fmt: skip
+    return out
