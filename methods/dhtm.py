@@ -7,6 +7,7 @@ it by its mean. It is agglomerative clustering constrained to the grid graph. Tr
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tokenmerge_bench.assignment import Assignment
-from tokenmerge_bench.contraction import Averaging, Similarity, contract_most_similar
+from tokenmerge_bench.contraction import Averaging, Merges, Similarity, contract_most_similar
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.grid import OFFSETS, all_pairs, cell_edges, token_edges
 from tokenmerge_bench.reducers import TokenReducer, reducer
@@ -71,12 +72,20 @@ class Dhtm(TokenReducer):
 
     def assign(self, tokens: Tokens, n_out: int) -> Assignment:
         """Adjacency follows from the grid cells that the tokens cover, so merges of earlier layers persist."""
+        return self._merges(tokens, n_out).assignment(n_out)
+
+    def assign_each(self, tokens: Tokens, n_outs: Sequence[int]) -> list[Assignment]:
+        """One run for all: the merges that leave more tokens are the first of those that leave fewer."""
+        merges = self._merges(tokens, min(n_outs))
+        return [merges.assignment(n_out) for n_out in n_outs]
+
+    def _merges(self, tokens: Tokens, n_out: int) -> Merges:
         o: DhtmOptions = self.options
         if o.connectivity == "any":
             edges = all_pairs(tokens.features.shape[1], tokens.features.device).expand(len(tokens.features), -1, -1)
         else:
             edges = token_edges(tokens.cells, cell_edges(tokens.grid, OFFSETS[o.connectivity], tokens.features.device))
-        book = contract_most_similar(
+        return contract_most_similar(
             compared(tokens, o.feature),
             tokens.sizes,
             edges,
@@ -84,14 +93,13 @@ class Dhtm(TokenReducer):
             similarity=o.similarity,
             averaging=o.averaging,
         )
-        return book.assignment(n_out, tokens.sizes)
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """(N + E) F for norms and first scores; for each merge C for its mean, (D + 1) F for its norm and new scores.
 
         F is the width of the compared feature, C unless keys are compared; a feature of its own costs a mean of F too.
 
-        That is what the algorithm needs; the batched code here scores each new token against all N, which costs more.
+        That is what the algorithm needs and the compiled path does; plain torch scores each new token against all N.
         E is the number of edges of a square grid of N tokens (702 or 364 for 196), D the number of neighbours of a
         pair; without spatial constraint E is N (N - 1) / 2 and D the mean number of other tokens.
         """

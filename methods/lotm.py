@@ -8,6 +8,7 @@ specification's reading.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,14 +19,16 @@ from torch import Tensor
 from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.contraction import (
     Averaging,
-    Contraction,
+    Merges,
     contract_most_similar,
     describe,
     gather_rows,
+    mean_of_two,
     pair_similarity,
 )
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.grid import HORIZONTAL, cell_edges, key_cells, token_edges
+from tokenmerge_bench.paths import path_for
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
@@ -58,7 +61,7 @@ def merge_in_rows(
     longest_row: int,
     window: Literal["sliding", "fixed"] = "sliding",
     averaging: Averaging = "size",
-) -> Contraction:
+) -> Merges:
     """Merges k pairs of neighbours in rows, in passes; within a pass a token merges at most once.
 
     A pass ranks all candidates by (-score, position), goes through them and takes a pair if neither token is taken,
@@ -76,25 +79,47 @@ def merge_in_rows(
 
     Cost: (N + candidates) C per pass; one pass nearly always suffices.
     """
-    x = features.to(torch.promote_types(features.dtype, torch.float32))
-    book = Contraction(sizes.to(x.dtype), averaging)
+    x, precise = features, torch.promote_types(features.dtype, torch.float32)
+    weights = sizes.to(precise) if averaging == "size" else torch.ones_like(sizes, dtype=precise)
     slots = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+    alive = torch.ones_like(slots, dtype=torch.bool)
     remaining = torch.full_like(slots[:, :1], k)
-    for _ in range(_passes(k, x.shape[1] - row_count, window)):
-        left, right = _neighbours(book.owner == slots)
-        candidate = (book.owner == slots) & (right != slots) & (rows == rows.gather(1, right))
+    pairs = [torch.full_like(slots[:, :0], -1)[..., None].expand(-1, -1, 2)]
+    passes = _passes(k, x.shape[1] - row_count, window)
+    for number in range(passes):
+        left, right = _neighbours(alive)
+        candidate = alive & (right != slots) & (rows == rows.gather(1, right))
         if window == "fixed":
-            candidate &= _position_in_row(book.owner == slots, rows) % 2 == 0
-        unit = describe(x, "cosine")
-        scores = pair_similarity(unit, gather_rows(unit, right), "cosine").masked_fill(~candidate, -torch.inf)
+            candidate &= _position_in_row(alive, rows) % 2 == 0
+        scores = _cosines(x, right).masked_fill(~candidate, -torch.inf)
         order = scores.argsort(dim=1, descending=True, stable=True)
         taken = _first(_disjoint(order, candidate, left, right, longest_row), order, remaining)
         remaining = remaining - taken.sum(1, keepdim=True)
-        share = book.share(slots, right)[..., None]
-        x = torch.where(taken[..., None], share * x + (1 - share) * gather_rows(x, right), x)
-        absorbed = taken.gather(1, left) & (left != slots)
-        book.absorb(torch.where(absorbed, left, slots))
-    return book
+        ranked = torch.stack([order, right.gather(1, order)], -1)
+        pairs.append(torch.where(taken.gather(1, order)[..., None], ranked, -1))
+        if number == passes - 1:
+            break  # nobody will compare the merged tokens
+        x = x.to(precise)
+        union = mean_of_two(x, gather_rows(x, right), weights, weights.gather(1, right))
+        x = torch.where(taken[..., None], union, x)
+        if averaging == "size":
+            weights = torch.where(taken, weights + weights.gather(1, right), weights)
+        alive = alive & ~(taken.gather(1, left) & (left != slots))
+    steps = torch.cat(pairs, 1)
+    done = (steps[..., 0] < 0).to(torch.int8).argsort(dim=1, stable=True)[:, :k]  # without the places that nothing took
+    return Merges(steps.gather(1, done[..., None].expand(-1, -1, 2)), sizes, averaging)
+
+
+def _cosines(x: Float[Tensor, "B N C"], right: Int[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    """Cosine of every token with the one that `right` names, in float32 or better."""
+    if path_for(x.device) == "triton":
+        from tokenmerge_bench.kernels.contraction import neighbour_cosines
+
+        scores = neighbour_cosines(x, right)
+        if scores is not None:
+            return scores
+    unit = describe(x.to(torch.promote_types(x.dtype, torch.float32)), "cosine")
+    return pair_similarity(unit, gather_rows(unit, right), "cosine")
 
 
 def _passes(k: int, candidates: int, window: Literal["sliding", "fixed"]) -> int:
@@ -180,18 +205,24 @@ class Lotm(TokenReducer):
 
     def assign(self, tokens: Tokens, n_out: int) -> Assignment:
         """A token is a run of cells in a row, so its row is that of its first cell."""
+        return self._merges(tokens, n_out).assignment(n_out)
+
+    def assign_each(self, tokens: Tokens, n_outs: Sequence[int]) -> list[Assignment]:
+        """One run for all: passes go through the pairs in the same order, however many are wanted."""
+        merges = self._merges(tokens, min(n_outs))
+        return [merges.assignment(n_out) for n_out in n_outs]
+
+    def _merges(self, tokens: Tokens, n_out: int) -> Merges:
         o: LotmOptions = self.options
         n, (height, width) = tokens.features.shape[1], tokens.grid
         if o.iterative:
             grid = (1, height * width) if o.wrap else tokens.grid
             ends = token_edges(tokens.cells, cell_edges(grid, HORIZONTAL, tokens.features.device))
-            book = contract_most_similar(tokens.features, tokens.sizes, ends, n - n_out, "cosine", o.averaging)
-            return book.assignment(n_out, tokens.sizes)
+            return contract_most_similar(tokens.features, tokens.sizes, ends, n - n_out, "cosine", o.averaging)
         keys = key_cells(tokens.cells, n)
         rows = torch.zeros_like(keys) if o.wrap else keys // width
         row_count, longest = (1, height * width) if o.wrap else (height, width)
-        book = merge_in_rows(tokens.features, tokens.sizes, rows, n - n_out, row_count, longest, o.window, o.averaging)
-        return book.assignment(n_out, tokens.sizes)
+        return merge_in_rows(tokens.features, tokens.sizes, rows, n - n_out, row_count, longest, o.window, o.averaging)
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """(N + E) C for norms and scores plus k C for the means; E = N - sqrt(N) candidates, 182 for 14x14."""

@@ -1,8 +1,10 @@
-"""Greedy contraction of a token graph: the loop that DHTM, random merging and iterative LoTM share.
+"""Greedy contraction of a token graph: the loop that DHTM, random merging and LoTM share.
 
-Tokens keep their slot; merging j into i (i < j) gives slot i the union and leaves slot j dead. `Contraction` books
-who owns whom and with which share, and turns the result into an assignment. Everything is batched: each step merges
-one pair in every image.
+Tokens keep their slot; merging j into i (i < j) gives slot i the union and leaves slot j dead. What was merged, step by
+step, is data: a `Merges`, of which any prefix is an assignment, so one run serves every number of merges.
+
+`contract_most_similar` has three paths (`paths.py`): the batched loop in plain torch below, which is the definition;
+compiled code for the CPU (`_numba.py`); and kernels for the GPU (`kernels/contraction.py`).
 """
 
 from __future__ import annotations
@@ -10,78 +12,72 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenmerge_bench.assignment import HardAssignment
+from tokenmerge_bench.paths import path_for
 
 Similarity = Literal["cosine", "euclidean", "manhattan", "kl", "kl_forward"]
 Averaging = Literal["size", "plain"]
 
 
-class Contraction:
-    """Bookkeeping of a sequence of pairwise merges.
+class Merges:
+    """A sequence of pairwise merges in each image.
 
     Args:
-        sizes: patches behind each token, (B, N).
+        pairs: the two slots merged at each step, the lower one first, which then holds the union; (-1, -1) where an
+            image did nothing, (B, K, 2), int64.
+        sizes: patches behind each token before the first merge, (B, N).
         averaging: `size`: the merged token is the mean over its patches; `plain`: the mean of the two tokens,
             whatever their sizes.
     """
 
-    def __init__(self, sizes: Float[Tensor, "B N"], averaging: Averaging) -> None:
-        batch, n = sizes.shape
-        self.averaging = averaging
-        self.sizes = sizes.clone()
-        self.owner = torch.arange(n, device=sizes.device).repeat(batch, 1)
-        # Share of each original token in the token that owns it; sums to one over a merged token.
-        self.shares = torch.ones_like(sizes)
+    def __init__(self, pairs: Int[Tensor, "B K 2"], sizes: Float[Tensor, "B N"], averaging: Averaging) -> None:
+        self.pairs, self.sizes, self.averaging = pairs, sizes, averaging
 
-    def share(self, i: Int[Tensor, "B K"], j: Int[Tensor, "B K"]) -> Float[Tensor, "B K"]:
-        """The share of slot i in the union of slots i and j."""
-        size_i, size_j = self.sizes.gather(1, i), self.sizes.gather(1, j)
-        return size_i / (size_i + size_j) if self.averaging == "size" else torch.full_like(size_i, 0.5)
+    def labels(self, steps: int | None = None) -> Int[Tensor, "B N"]:
+        """Output token of every input token after the first `steps` merges (default: all), in the order of slots.
 
-    def merge(
-        self, i: Int[Tensor, "B 1"], j: Int[Tensor, "B 1"], active: Bool[Tensor, "B 1"] | None = None
-    ) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B 1"]]:
-        """Merges slot j into slot i (i < j) and returns the shares of the two in the union.
-
-        Images where `active` is False stay as they are (and get the shares 1 and 0).
+        Cost: O(N log K), without a loop over the steps.
         """
-        size_i, size_j = self.sizes.gather(1, i), self.sizes.gather(1, j)
-        share_i = self.share(i, j)
-        share_j = 1 - share_i
-        if active is not None:
-            i, j = torch.where(active, i, 0), torch.where(active, j, 0)
-            share_i, share_j = torch.where(active, share_i, 1), torch.where(active, share_j, 0)
-            size_i, size_j = self.sizes.gather(1, i), torch.where(active, size_j, 0)
-        in_i = self.owner == i
-        in_j = (self.owner == j) & (i != j)
-        self.shares = torch.where(in_i, self.shares * share_i, torch.where(in_j, self.shares * share_j, self.shares))
-        self.owner = torch.where(in_j, i, self.owner)
-        self.sizes = self.sizes.scatter(1, i, size_i + size_j)
-        return share_i, share_j
+        steps = self.pairs.shape[1] if steps is None else steps
+        batch, n = self.sizes.shape
+        if path_for(self.pairs.device) == "triton":
+            from tokenmerge_bench.kernels.contraction import labels_of
 
-    def absorb(self, into: Int[Tensor, "B N"]) -> None:
-        """Merges many disjoint pairs at once: slot s goes to slot into[s], or stays where into[s] == s."""
-        slots = torch.arange(into.shape[1], device=into.device)
-        moved = into != slots
-        touched = torch.zeros_like(into).scatter_add(1, into, moved.long()).bool() | moved
-        if self.averaging == "plain":
-            self.shares = torch.where(touched.gather(1, self.owner), self.shares / 2, self.shares)
-        self.owner = into.gather(1, self.owner)
-        self.sizes = torch.zeros_like(self.sizes).scatter_add(1, into, self.sizes)
+            return labels_of(self.pairs, n, steps)
+        low, high = self._ends(steps)
+        slots = torch.arange(n + 1, device=low.device).repeat(batch, 1)  # idle steps write to slot n, which is no token
+        owner = slots.scatter(1, high, low)
+        for _ in range(max(steps - 1, 0).bit_length()):  # a chain of k merges is followed in log2(k) jumps
+            owner = owner.gather(1, owner)
+        owner, slots = owner[:, :n], slots[:, :n]
+        return ((owner == slots).cumsum(1) - 1).gather(1, owner)
 
-    def labels(self) -> Int[Tensor, "B N"]:
-        """Output token of every input token; output tokens stand in the order of their slots."""
-        alive = self.owner == torch.arange(self.owner.shape[1], device=self.owner.device)
-        return (alive.cumsum(1) - 1).gather(1, self.owner)
+    def shares(self, steps: int | None = None) -> Float[Tensor, "B N"]:
+        """Share of every token in its output token, were each merge the plain mean of two: 1/2 per merge it is in."""
+        steps = self.pairs.shape[1] if steps is None else steps
+        low, high = self._ends(steps)
+        shares = torch.ones_like(torch.nn.functional.pad(self.sizes, (0, 1)))
+        # Backwards: the two ends of a merge have half the share that their union has in what it is merged into later.
+        for step in reversed(range(steps)):
+            i, j = low[:, step : step + 1], high[:, step : step + 1]
+            half = shares.gather(1, i) / 2
+            shares.scatter_(1, i, half).scatter_(1, j, half)
+        return shares[:, :-1]
 
-    def assignment(self, n_out: int, sizes: Float[Tensor, "B N"]) -> HardAssignment:
-        """The merges as an assignment to `n_out` tokens. `sizes` are those before the first merge."""
-        # Size shares are recomputed from the sizes: exact, where a product of quotients is not.
-        weights = sizes if self.averaging == "size" else self.shares
-        return HardAssignment(self.labels(), n_out, weights)
+    def assignment(self, n_out: int) -> HardAssignment:
+        """The first merges, as many as leave `n_out` tokens. None of them may be idle."""
+        steps = self.sizes.shape[1] - n_out
+        weights = self.sizes if self.averaging == "size" else self.shares(steps)
+        return HardAssignment(self.labels(steps), n_out, weights)
+
+    def _ends(self, steps: int) -> tuple[Int[Tensor, "B K"], Int[Tensor, "B K"]]:
+        """Lower and higher slot of each step; slot N, which is no token, where an image is idle."""
+        ends = self.pairs[:, :steps]
+        ends = torch.where(ends < 0, self.sizes.shape[1], ends)
+        return ends[..., 0], ends[..., 1]
 
 
 @torch.no_grad()
@@ -93,12 +89,12 @@ def contract_most_similar(
     similarity: Similarity = "cosine",
     averaging: Averaging = "size",
     threshold: float | None = None,
-) -> Contraction:
+) -> Merges:
     """Merges, `steps` times in each image, the two adjacent tokens that are most similar (DHTM, Algorithm 1).
 
     After a merge the union of the two replaces them, its neighbours are those of both, and its similarities are
     computed anew from its mean feature, so a token may be merged again. Exact ties go to the lexicographically
-    smallest pair.
+    smallest pair. All paths do the same but for ties that rounding decides.
 
     Args:
         features: compared features; averaged along with the tokens.
@@ -106,47 +102,88 @@ def contract_most_similar(
         edges: adjacent tokens, lower slot first; pairs with equal ends are ignored and parallel pairs allowed.
         steps: number of merges; an image where no pair is left stops early.
         similarity: see `pair_similarity`.
-        averaging: see `Contraction`.
+        averaging: see `Merges`.
         threshold: merge only while the best similarity is at least this.
 
-    Cost: one similarity of the new token with all N tokens per step, O(N C), and O(E) comparisons.
+    Cost: (N + E) C for the first scores. A step then scores the new token with its neighbours, O(degree C), in compiled
+    code; with all N tokens, O(N C), in plain torch.
     """
-    book = Contraction(sizes.to(torch.promote_types(sizes.dtype, torch.float32)), averaging)
+    sizes = sizes.to(torch.promote_types(sizes.dtype, torch.float32))
+    path, pairs = path_for(features.device), None
+    if path == "numba":
+        from tokenmerge_bench import _numba
+
+        pairs = _numba.most_similar_pairs(features, sizes, edges, steps, similarity, averaging, threshold)
+    elif path == "triton" and threshold is None:
+        from tokenmerge_bench.kernels import contraction as kernels
+
+        pairs = kernels.most_similar_pairs(features, sizes, edges, steps, similarity, averaging)
+    if pairs is None:
+        pairs = _most_similar_pairs(features, sizes, edges, steps, similarity, averaging, threshold)
+    return Merges(pairs, sizes, averaging)
+
+
+def _most_similar_pairs(
+    features: Float[Tensor, "B N C"],
+    sizes: Float[Tensor, "B N"],
+    edges: Int[Tensor, "B E 2"],
+    steps: int,
+    similarity: Similarity,
+    averaging: Averaging,
+    threshold: float | None,
+) -> Int[Tensor, "B K 2"]:
+    """The loop in plain torch, each step for all images at once."""
+    batch, n, _ = features.shape
+    pairs = edges.new_full((batch, steps, 2), -1)
+    if edges.shape[1] == 0:
+        return pairs
     x = features.to(torch.promote_types(features.dtype, torch.float32), copy=True)  # written in place below
+    weights = sizes.clone() if averaging == "size" else torch.ones_like(sizes)
     described = describe(x, similarity)
     low, high = edges[..., 0], edges[..., 1]
-    n = x.shape[1]
-    scores = _no_nan(pair_similarity(gather_rows(described, low), gather_rows(described, high), similarity))
+    scores = _finite(pair_similarity(gather_rows(described, low), gather_rows(described, high), similarity))
     scores = scores.masked_fill(low == high, -torch.inf)
     least = -torch.inf if threshold is None else threshold
-    for _ in range(steps):
+    for step in range(steps):
         best = scores.amax(1, keepdim=True)
         # Among the best, the pair with the smallest (low, high): the tie rule.
         code = torch.where(scores == best, low * n + high, n * n).amin(1, keepdim=True)
         active = (best > -torch.inf) & (best >= least)
-        i, j = code // n, code % n
-        share_i, share_j = book.merge(i, j, active)
-        mean = share_i[..., None] * gather_rows(x, i) + share_j[..., None] * gather_rows(x, j)
-        x = _put(x, i, mean, active)
-        new = describe(mean, similarity)
-        described = _put(described, i, new, active)
-        low, high = _redirect(low, high, i, j, active)
-        other = low + high - i
-        is_new = ((low == i) | (high == i)) & active
-        other = torch.where(is_new, other, 0)
+        pairs[:, step] = torch.where(active, torch.cat([code // n, code % n], 1), -1)
+        # An idle image merges slot 0 with itself, of weight 0, which changes nothing.
+        i, j = torch.where(active, code // n, 0), torch.where(active, code % n, 0)
+        weight_i, weight_j = weights.gather(1, i), torch.where(active, weights.gather(1, j), 0)
+        union = mean_of_two(gather_rows(x, i), gather_rows(x, j), weight_i, weight_j)
+        if averaging == "size":
+            weights.scatter_(1, i, weight_i + weight_j)
+        new = describe(union, similarity)
+        x.scatter_(1, i[..., None].expand_as(union), union)
+        described.scatter_(1, i[..., None].expand_as(new), new)
+        low, high = torch.where(low == j, i, low), torch.where(high == j, i, high)
+        low, high = torch.minimum(low, high), torch.maximum(low, high)
+        touched = ((low == i) | (high == i)) & active
+        other = torch.where(touched, low + high - i, 0)
         # The divergence is directed in `kl_forward`: from the lower slot to the higher one.
-        from_new = pair_similarity(new, described, similarity)
-        to_new = from_new
+        from_new = to_new = pair_similarity(new, described, similarity)
         if similarity == "kl_forward":
             to_new = pair_similarity(described, new.expand_as(described), similarity)
         rescored = torch.where(low == i, from_new.gather(1, other), to_new.gather(1, other))
-        scores = torch.where(is_new, _no_nan(rescored), scores).masked_fill(low == high, -torch.inf)
-    return book
+        scores = torch.where(touched, _finite(rescored), scores).masked_fill(low == high, -torch.inf)
+    return pairs
 
 
-def _no_nan(scores: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
-    """NaN, from features that overflowed, becomes the least score, so that the image's labels stay valid."""
-    return scores.masked_fill(scores.isnan(), torch.finfo(scores.dtype).min)
+def _finite(scores: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
+    """NaN and -inf, from features that overflowed, become the least score, so that the image's labels stay valid."""
+    least = torch.finfo(scores.dtype).min
+    return scores.nan_to_num(nan=least, posinf=torch.inf, neginf=least)
+
+
+def mean_of_two(
+    a: Float[Tensor, "B K C"], b: Float[Tensor, "B K C"], weight_a: Float[Tensor, "B K"], weight_b: Float[Tensor, "B K"]
+) -> Float[Tensor, "B K C"]:
+    """Weighted mean of rows; symmetric and, where the two are equal, exact, so that exact ties stay ties."""
+    weight_a, weight_b = weight_a.to(a.dtype)[..., None], weight_b.to(a.dtype)[..., None]
+    return torch.where(a == b, a, (weight_a * a + weight_b * b) / (weight_a + weight_b))
 
 
 def describe(x: Float[Tensor, "B N C"], similarity: Similarity) -> Float[Tensor, "B N C"]:
@@ -183,25 +220,3 @@ def pair_similarity(
 def gather_rows(x: Float[Tensor, "B N C"], index: Int[Tensor, "B K"]) -> Float[Tensor, "B K C"]:
     """Rows of x by index, image by image."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
-
-
-def _put(
-    x: Float[Tensor, "B N C"], i: Int[Tensor, "B 1"], row: Float[Tensor, "B 1 C"], active: Bool[Tensor, "B 1"]
-) -> Float[Tensor, "B N C"]:
-    """x with row i replaced, in the images where `active`."""
-    i = torch.where(active, i, 0)
-    row = torch.where(active[..., None], row, gather_rows(x, i))
-    return x.scatter_(1, i[..., None].expand(-1, -1, x.shape[-1]), row)
-
-
-def _redirect(
-    low: Int[Tensor, "B E"],
-    high: Int[Tensor, "B E"],
-    i: Int[Tensor, "B 1"],
-    j: Int[Tensor, "B 1"],
-    active: Bool[Tensor, "B 1"],
-) -> tuple[Int[Tensor, "B E"], Int[Tensor, "B E"]]:
-    """Edge ends after contracting j into i, lower first."""
-    low = torch.where((low == j) & active, i, low)
-    high = torch.where((high == j) & active, i, high)
-    return torch.minimum(low, high), torch.maximum(low, high)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,20 @@ from tokenmerge_bench.contraction import describe as described
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.grid import OFFSETS, cell_edges, token_edges
 from tokenmerge_bench.methods.dhtm import Dhtm, DhtmOptions
+from tokenmerge_bench.paths import path_for, use_path
 from tokenmerge_bench.tokens import Tokens
 
 CPU = torch.device("cpu")
+COMPILED = pytest.mark.skipif(path_for(CPU) != "numba", reason="numba is not installed")
 D1 = [[8, 8], [6, 1], [3, 6], [8, 2], [9, 4], [0, 1]]
 D2 = [[5, 6, 1], [5, 1, 4], [3, 3, 2], [3, 0, 0]]
+
+
+@pytest.fixture(params=["torch", pytest.param("numba", marks=COMPILED)], autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs on both paths of the CPU."""
+    with use_path(request.param):
+        yield request.param
 
 
 def image(rows: Sequence[Sequence[float]]) -> Tensor:
@@ -286,11 +295,13 @@ def test_threshold_equals_the_naive_reference_image_by_image(similarity: Any) ->
     edges = token_edges(cells, cell_edges(grid, OFFSETS[8], CPU))
     first = [ref.dhtm(ref.start([{c} for c in range(16)], rows), 4, 8, similarity=similarity).scores for rows in x]
     tau = sorted(score for scores in first for score in scores)[20] + 1e-9
-    book = contract_most_similar(torch.from_numpy(x), torch.ones(6, 16).double(), edges, 12, similarity, threshold=tau)
+    merges = contract_most_similar(
+        torch.from_numpy(x), torch.ones(6, 16).double(), edges, 12, similarity, threshold=tau
+    )
     lengths = set()
     for i, rows in enumerate(x):
         expected = ref.dhtm(ref.start([{c} for c in range(16)], rows), 4, 12, similarity=similarity, threshold=tau)
-        assert book.labels()[i].tolist() == expected.labels(16)
+        assert merges.labels()[i].tolist() == expected.labels(16)
         lengths.add(len(expected.tokens))
     assert len(lengths) > 1  # images of one batch stop at different counts
 
@@ -368,3 +379,24 @@ def test_macs_without_spatial_constraint_count_every_pair() -> None:
     reducer = Dhtm(DhtmOptions(connectivity="any"))
     pairs = 196 * 195 // 2
     assert reducer.macs(196, 193, 10) == 10 * (196 + pairs + 3 * (1 + 1) + 194 + 193 + 192)
+
+
+@pytest.mark.parametrize("options", [{}, {"averaging": "plain", "connectivity": 4}, {"connectivity": "any"}], ids=str)
+def test_one_run_serves_all_numbers_of_tokens(options: dict[str, Any]) -> None:
+    x = torch.randn(3, 30, 8, generator=torch.Generator().manual_seed(0))
+    tokens, method = Tokens.of(x, (5, 6)), Dhtm(DhtmOptions(**options))
+    n_outs = [20, 30, 29, 7, 1, 20]
+    for n_out, shared in zip(n_outs, method.assign_each(tokens, n_outs), strict=True):
+        alone = method.assign(tokens, n_out)
+        assert isinstance(alone, HardAssignment)
+        assert isinstance(shared, HardAssignment)
+        assert shared.n_out == n_out
+        assert torch.equal(shared.labels, alone.labels)
+        assert torch.equal(shared.merge(x), alone.merge(x))
+
+
+def test_few_merges_are_a_prefix_of_many() -> None:
+    x = torch.randn(4, 196, 12, generator=torch.Generator().manual_seed(1))
+    edges = cell_edges((14, 14), OFFSETS[8], CPU).expand(4, -1, -1)
+    few, many = (contract_most_similar(x, torch.ones(4, 196), edges, k).pairs for k in (10, 56))
+    assert torch.equal(few, many[:, :10])

@@ -14,6 +14,7 @@ from torch import Tensor
 from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.methods.lotm import Lotm, LotmOptions
+from tokenmerge_bench.paths import use_path
 from tokenmerge_bench.tokens import Tokens
 
 L1 = [[1, 0], [4, 1], [3, 1], [0, 2], [1, 3], [1, 5], [5, 5], [2, 0]]
@@ -146,3 +147,23 @@ def test_more_merges_than_the_rows_have_neighbours_are_refused() -> None:
 def test_options_that_mean_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="lotm: iterative"):
         Lotm(LotmOptions(iterative=True, window="fixed"))
+
+
+@pytest.mark.parametrize("options", KINDS, ids=str)
+def test_one_run_serves_all_numbers_of_tokens(options: dict[str, Any]) -> None:
+    x = torch.randn(4, 30, 6, generator=torch.Generator().manual_seed(0))
+    tokens, method = Tokens.of(x, (5, 6)), Lotm(LotmOptions(**options))
+    n_outs = [20, 30, 29, 8, 5, 20]  # from one pass to several
+    for n_out, shared in zip(n_outs, method.assign_each(tokens, n_outs), strict=True):
+        alone = method.assign(tokens, n_out)
+        assert torch.equal(shared.owner(), alone.owner())
+        assert torch.equal(shared.merge(x), alone.merge(x))
+
+
+@pytest.mark.parametrize("averaging", ["size", "plain"])
+def test_iterative_merging_is_the_same_in_plain_torch(averaging: Any) -> None:
+    x = torch.randn(4, 30, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    method = Lotm(LotmOptions(iterative=True, averaging=averaging))
+    found = method.assign(Tokens.of(x, (5, 6)), 9)
+    with use_path("torch"):
+        assert torch.equal(method.assign(Tokens.of(x, (5, 6)), 9).owner(), found.owner())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -9,14 +10,24 @@ import pytest
 import references as ref
 import torch
 
-from tokenmerge_bench.grid import OFFSETS, adjacency, cell_edges
+from tokenmerge_bench.grid import OFFSETS, cell_edges
 from tokenmerge_bench.methods.random import Pair, Random, RandomOptions, contract_at_random
+from tokenmerge_bench.paths import path_for, use_path
 from tokenmerge_bench.randomness import uniforms
 from tokenmerge_bench.tokens import Tokens
 
 CPU = torch.device("cpu")
+COMPILED = pytest.mark.skipif(path_for(CPU) != "numba", reason="numba is not installed")
+PAIRS: tuple[Pair, ...] = ("edge", "token_neighbor", "any")
 D1 = torch.tensor([[8, 8], [6, 1], [3, 6], [8, 2], [9, 4], [0, 1]], dtype=torch.float64)[None]
 R1_DRAWS = torch.tensor([[0.5, 0.0], [0.1, 0.0], [0.95, 0.0]], dtype=torch.float64)[None]
+
+
+@pytest.fixture(params=["torch", pytest.param("numba", marks=COMPILED)], autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs on both paths of the CPU."""
+    with use_path(request.param):
+        yield request.param
 
 
 @pytest.mark.parametrize("connectivity", [8, 4])
@@ -30,11 +41,10 @@ R1_DRAWS = torch.tensor([[0.5, 0.0], [0.1, 0.0], [0.95, 0.0]], dtype=torch.float
 )
 def test_r1(connectivity: int, k: int, labels: list[int], rows: list[list[float]]) -> None:
     edges = cell_edges((2, 3), OFFSETS[connectivity], CPU)
-    touching = adjacency(torch.arange(6)[None], edges, 6)
     sizes = torch.ones(1, 6, dtype=torch.float64)
-    book = contract_at_random(touching, sizes, R1_DRAWS[:, :k], averaging="plain")
-    assert book.labels()[0].tolist() == labels
-    merged = book.assignment(6 - k, sizes).merge(D1)[0]
+    merges = contract_at_random(edges[None], sizes, R1_DRAWS[:, :k], averaging="plain")
+    assert merges.labels()[0].tolist() == labels
+    merged = merges.assignment(6 - k).merge(D1)[0]
     torch.testing.assert_close(merged, torch.tensor(rows).double(), atol=2e-6, rtol=0)
 
 
@@ -120,3 +130,23 @@ def test_fewer_merges_are_a_prefix_of_more() -> None:
     coarse, fine = (Random().assign(tokens, left).owner()[0].tolist() for left in (5, 12))
     together = {(i, j) for i in range(20) for j in range(20) if fine[i] == fine[j]}
     assert all(coarse[i] == coarse[j] for i, j in together)
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("averaging", ["size", "plain"])
+def test_one_run_serves_all_numbers_of_tokens(pair: Pair, averaging: Any) -> None:
+    x = torch.randn(3, 30, 4, generator=torch.Generator().manual_seed(0))
+    tokens = Tokens.of(x, (5, 6), image_ids=torch.tensor([4, 1, 9]), block=3, seed=2)
+    method = Random(RandomOptions(pair=pair, averaging=averaging))
+    n_outs = [20, 30, 29, 7, 1, 20]
+    for n_out, shared in zip(n_outs, method.assign_each(tokens, n_outs), strict=True):
+        alone = method.assign(tokens, n_out)
+        assert torch.equal(shared.owner(), alone.owner())
+        assert torch.equal(shared.merge(x), alone.merge(x))
+
+
+def test_nothing_is_drawn_where_no_pair_is_left() -> None:
+    edges = torch.tensor([[[0, 1], [2, 3]]])
+    for pair in PAIRS:
+        pairs = contract_at_random(edges, torch.ones(1, 4), torch.full((1, 4, 2), 0.5).double(), pair).pairs
+        assert sorted(pairs[0].tolist()) == [[-1, -1], [-1, -1], [0, 1], [2, 3]]
