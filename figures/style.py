@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle
@@ -90,12 +90,17 @@ _FREE_MARKERS = "hpd8s^v<>XPD"
 
 
 def looks(results: Results) -> dict[str, Look]:
-    """The look of each label of the results: the same in all figures that are made from them.
+    """The look of each label of the results: the same in all figures that are made from them."""
+    return looks_of(results.summary["label"])
+
+
+def looks_of(found: Iterable[str]) -> dict[str, Look]:
+    """The look of each label.
 
     The methods of the paper have theirs in the figures of all results. Variants and other methods take what is left:
     first colours and markers that are not in use, then every other pair of a colour and a marker.
     """
-    labels = [label for label in dict.fromkeys(results.summary["label"]) if label != UNREDUCED]
+    labels = [label for label in dict.fromkeys(found) if label != UNREDUCED]
     used = [METHODS[label] for label in labels if label in METHODS]
     colours = sorted(PALETTE, key=[look.colour for look in used].count)  # those in use come last
     markers = sorted(_FREE_MARKERS, key=[look.marker for look in used].count)

@@ -1,7 +1,7 @@
 """Very small models and what a sweep needs around them, for the tests that run whole sweeps.
 
-Importing this registers two timm models of 12 blocks and 49 patches, a few milliseconds per image: `tiny_28` for the
-demo images and `tiny_rgb` for ImageNet folders.
+Importing this registers three timm models of 12 blocks and 49 patches, a few milliseconds per image: `tiny_28` and
+`tiny_bright`, which sees images otherwise, for the demo images, and `tiny_rgb` for ImageNet folders.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from tokenmerge_bench.models import build_model
 from tokenmerge_bench.store import MEASURED_TIMES
 from tokenmerge_bench.sweep import SweepResult, run_sweep
 
-TINY, TINY_RGB = "tiny_28", "tiny_rgb"
+TINY, TINY_RGB, TINY_BRIGHT = "tiny_28", "tiny_rgb", "tiny_bright"
 _COMMON = {"mean": (0.5,), "std": (0.5,), "crop_pct": 1.0, "classifier": "head", "first_conv": "patch_embed.proj"}
 default_cfgs = generate_default_cfgs(
     {
         TINY: {**_COMMON, "input_size": (1, 28, 28), "num_classes": 10},
+        TINY_BRIGHT: {**_COMMON, "input_size": (1, 28, 28), "num_classes": 10, "mean": (0.1,)},
         TINY_RGB: {**_COMMON, "input_size": (3, 28, 28), "num_classes": 1000, "mean": (0.5,) * 3, "std": (0.5,) * 3},
     }
 )
@@ -43,6 +44,11 @@ def _tiny(name: str, channels: int, classes: int, settings: dict[str, Any]) -> V
 @register_model
 def tiny_28(pretrained: bool = False, **settings: Any) -> VisionTransformer:
     return _tiny(TINY, 1, 10, settings)
+
+
+@register_model
+def tiny_bright(pretrained: bool = False, **settings: Any) -> VisionTransformer:
+    return _tiny(TINY_BRIGHT, 1, 10, settings)
 
 
 @register_model

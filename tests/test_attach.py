@@ -388,10 +388,11 @@ def test_k_medoids_weighs_tokens_by_the_attention_of_the_previous_block(monkeypa
 
     monkeypatch.setattr(cls, "assign", assign)
     attach(model, "k_medoids", (7,), (2,))(x)
-    assert seen[0].attention is not None
-    torch.testing.assert_close(seen[0].attention, attention_by_hand(model, x, 1)[1])
+    assert seen[0].received is not None
+    prefix = geometry(model).prefix
+    torch.testing.assert_close(seen[0].received, attention_by_hand(model, x, 1)[1].sum((1, 2))[:, prefix:])
     attach(model, "k_medoids", (7,), (0,))(x)
-    assert seen[1].attention is None
+    assert seen[1].received is None
 
 
 def test_attention_handed_over_contains_the_sizes_where_attention_is_proportional() -> None:
@@ -438,7 +439,8 @@ def test_tome_protects_both_prefix_tokens_of_a_distilled_model(monkeypatch: pyte
         assert torch.equal(before[:, :2], after[:, :2])
     assert reduced.last is not None
     assert reduced.last.sizes is not None
-    assert reduced.last.sizes[:, :2].tolist() == [[1.0, 1.0]] * 3
+    assert reduced.last.sizes.shape == (3, 8)  # of the patch tokens alone
+    assert reduced.last.sizes.sum(1).tolist() == [16.0] * 3
 
 
 @pytest.mark.parametrize("name", ["dhtm", "tome", "k_medoids", "random"])

@@ -17,7 +17,7 @@ import torch
 from commands import Command, Done, assert_refused
 from sweeping import TINY, TINY_RGB, contents, lasting
 
-from tokenmerge_bench import engine
+from tokenmerge_bench.display import SilentReporter
 from tokenmerge_bench.provenance import version
 from tokenmerge_bench.store import ResultFolder, read_results
 
@@ -89,7 +89,7 @@ def test_the_same_command_again_evaluates_nothing(
 ) -> None:
     first = sweep()
     before = contents(tmp_path / "out")["results.csv"]
-    monkeypatch.setattr(engine, "_run", None)
+    monkeypatch.setattr(SilentReporter, "advance", None)
     second = sweep()
     assert (second.code, second.out, second.err) == (0, first.out, first.err)
     assert contents(tmp_path / "out")["results.csv"] == before
@@ -369,7 +369,7 @@ def test_a_method_of_ones_own_beside_the_others(sweep: Command, tmbench: Command
 def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(
     sweep: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, runs = engine._run, 0
+    real, runs = SilentReporter.advance, 0
 
     def interrupted(*arguments: Any) -> Any:
         nonlocal runs
@@ -378,7 +378,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(engine, "_run", interrupted)
+    monkeypatch.setattr(SilentReporter, "advance", interrupted)
     done = sweep()
     assert done.code == 130
     assert done.err == "tmbench: interrupted; the same command goes on from here\n"

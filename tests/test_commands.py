@@ -23,8 +23,9 @@ from made_results import made, point, right, unreduced
 from PIL import Image
 from sweeping import TINY, TINY_RGB, contents, lasting, run
 
-from tokenmerge_bench import audit, engine, experiment
+from tokenmerge_bench import audit, experiment
 from tokenmerge_bench.cli import app
+from tokenmerge_bench.display import SilentReporter
 from tokenmerge_bench.experiment import Experiment, load_experiment
 from tokenmerge_bench.flags import Comparison, Images, Running
 from tokenmerge_bench.results import open_results
@@ -548,7 +549,7 @@ def test_an_audit_runs_both_ablations_and_goes_on_after_ctrl_c(
         return chosen.model_copy(update={"k": ["10"], "methods": chosen.methods[:3]})
 
     monkeypatch.setattr(experiment, "load_experiment", shortened)
-    real, runs, stop = engine._run, 0, 0
+    real, runs, stop = SilentReporter.advance, 0, 0
 
     def counted(*arguments: Any) -> Any:
         nonlocal runs
@@ -557,7 +558,7 @@ def test_an_audit_runs_both_ablations_and_goes_on_after_ctrl_c(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(engine, "_run", counted)
+    monkeypatch.setattr(SilentReporter, "advance", counted)
 
     def audited(out: str) -> Done:
         usual = ("--dataset", "demo", "--limit", 4, "--batch-size", 2, "--seeds", 1, "--weights", weights)

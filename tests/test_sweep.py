@@ -20,14 +20,14 @@ from jaxtyping import Float
 from sweeping import TINY, TINY_RGB, Recorder, contents, experiment, lasting, run, save_image
 from torch import Tensor
 
-from tokenmerge_bench import engine, published, reducers
+from tokenmerge_bench import published, reducers
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.budgets import Budget, Solver, reduce_with
 from tokenmerge_bench.counting import count
 from tokenmerge_bench.data import eval_transform, load_batch, subset
 from tokenmerge_bench.datasets import open_dataset
-from tokenmerge_bench.engine import judge, open_device
 from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.hardware import open_device
 from tokenmerge_bench.models import load_model
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.reduced_vit import ReducedViT
@@ -36,6 +36,8 @@ from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import ResultFolder, read_results
 from tokenmerge_bench.sweep import SweepResult
 from tokenmerge_bench.tokens import Tokens
+from tokenmerge_bench.trie import Tree
+from tokenmerge_bench.verdicts import judge
 
 pytestmark = pytest.mark.usefixtures("counted_once")
 DESIGN_COLUMNS = {
@@ -581,13 +583,14 @@ def test_stopped_sweeps_go_on_in_the_same_process(weights: Path, tmp_path: Path)
 def forwards(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Points that were run, a name for each batch."""
     seen: list[str] = []
-    real = engine._run
+    real = Tree.run
 
-    def counted(evaluator: engine.Evaluator, *rest: Any) -> Any:
-        seen.append(evaluator.point.id)
-        return real(evaluator, *rest)
+    def counted(self: Tree, *rest: Any) -> Any:
+        for names, state in real(self, *rest):
+            seen.extend(names)
+            yield names, state
 
-    monkeypatch.setattr(engine, "_run", counted)
+    monkeypatch.setattr(Tree, "run", counted)
     return iter([seen])
 
 

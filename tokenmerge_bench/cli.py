@@ -134,6 +134,8 @@ def _run_experiment(
                 out=running.out,
                 fresh=running.fresh,
                 workers=running.workers,
+                compiled=running.compile,
+                graphs=running.cuda_graphs,
                 reporter=told,
             )
         except KeyboardInterrupt:
@@ -186,14 +188,35 @@ def figures(
     formats: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated.")] = "png,svg,pdf",
     out: Annotated[Path | None, typer.Option(help="Where to write; by default the first results folder.")] = None,
 ) -> None:
-    """Draw figures from results folders; no model and no images needed.
+    """Draw figures from results folders or profiles; no model and no images needed.
 
     [bold]tmbench figures results/table1[/bold]
     [bold]tmbench figures results/tiny results/small --only fig4 --formats pdf --out paper/[/bold]
+    [bold]tmbench figures results/speed[/bold]
     """
-    from tokenmerge_bench.products import figure_names
+    from tokenmerge_bench.figures import PROFILE_FIGURES
+    from tokenmerge_bench.products import FORMATS, check_names, figure_names
+    from tokenmerge_bench.profiles import is_profile
 
-    _products("figure", results, only, figure_names(), out, split_list(formats, "--formats"))
+    wanted, forms = split_list(only, "--only"), split_list(formats, "--formats")
+    check_names(wanted or [], [*figure_names(), *PROFILE_FIGURES], "figure")
+    profiles = [folder for folder in results or [] if is_profile(folder)]
+    if not profiles:
+        if alone := [name for name in wanted or [] if name in PROFILE_FIGURES]:
+            raise InputError(f"{alone[0]} is drawn from profiles; name a folder that `tmbench profile` wrote.")
+        _products("figure", results, only, figure_names(), out, forms)
+        return
+    if len(profiles) < len(results or []):
+        raise InputError(f"'{profiles[0]}' is a profile, and others are not; draw them one after the other.")
+    if others := [name for name in wanted or [] if name not in PROFILE_FIGURES]:
+        raise InputError(
+            f"{others[0]} is drawn from a sweep, and '{profiles[0]}' is a profile; leave it out of --only."
+        )
+    check_names(forms or [], FORMATS, "format")
+    paths, reasons = _speed(profiles, out or profiles[0], forms)
+    _tell(paths, reasons)
+    if reasons:
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -297,6 +320,97 @@ def audit(
         typer.echo(f"audit   {path}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@with_flags
+def profile(
+    comparison: Comparison,
+    batch_sizes: Annotated[
+        str, typer.Option(help="Images per batch, comma-separated; max: as many as still raise the throughput.")
+    ] = "1,8,32",
+    dtypes: Annotated[
+        str, typer.Option(help="float32, bfloat16, float16, float64; the whole model is cast, without autocast.")
+    ] = "float32",
+    modes: Annotated[
+        str, typer.Option(help="eager, compile (torch.compile), graph (a CUDA graph), compile-graph, comma-separated.")
+    ] = "eager",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Weights: FILE, or MODEL=FILE. Without, all models but the embedded one get random ones: times do not "
+            "depend on the values of weights, unless a method's choices take longer on some images than on others."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seconds: Annotated[
+        float, typer.Option(help="Samples per batch size, precision and mode: seconds, all methods together.")
+    ] = 10.0,
+    seed: Annotated[int, typer.Option(help="Of the images, of the order, and of methods that draw numbers.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder; by default a new one under results/.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier profile left in the folder.")] = False,
+    plugin: Plugins = None,
+) -> None:
+    """Time methods against the unreduced model; needs neither images nor weights.
+
+    Throughput, latency, peak memory and the share of time above a free drop of tokens, all rivals in turn in shuffled
+    order. Without arguments, the embedded model on the CPU at 0.7 of the FLOPs. Interrupted, the same command goes on.
+
+    [bold]tmbench profile --models deit_small_patch16_224 --methods dhtm,tome,random --budgets 0.7
+    --batch-sizes 1,32,256,max --dtypes bfloat16 --modes eager,compile,graph --device cuda --out results/speed[/bold]
+    """
+    _load_plugins(plugin)
+    from tokenmerge_bench.display import errors, reasons
+    from tokenmerge_bench.experiment import WAYS, load_experiment
+    from tokenmerge_bench.profile_display import profile_reporter, profile_tables
+    from tokenmerge_bench.profiling import run_profile
+
+    chosen = {**comparison.overrides(), "seed": seed}
+    if all(chosen[way] is None for way in WAYS):
+        chosen["budgets"] = [0.7]
+    experiment = load_experiment("demo", **chosen)
+    with profile_reporter() as told:
+        try:
+            result = run_profile(
+                experiment,
+                batch_sizes=split_list(batch_sizes, "--batch-sizes") or [],
+                dtypes=split_list(dtypes, "--dtypes") or [],
+                modes=split_list(modes, "--modes") or [],
+                weights=Running(weights=weights).weight_files(experiment.models),
+                device=device,
+                seconds=seconds,
+                out=out,
+                fresh=fresh,
+                reporter=told,
+            )
+        except KeyboardInterrupt:
+            told.note("interrupted; the same command goes on from here")
+            raise typer.Exit(130) from None
+    console = _stdout()
+    for table in profile_tables(result.table):
+        console.print(table)
+    for line in reasons(result.table):
+        errors.print(f"tmbench: {line}", markup=False, highlight=False, soft_wrap=True)
+    typer.echo(f"table   {result.path / 'profile.csv'}")
+    _tell(*_speed([result.path], result.path))
+    if result.failed:
+        raise typer.Exit(1)
+
+
+def _speed(folders: list[Path], target: Path, formats: list[str] | None = None) -> tuple[list[Path], dict[str, str]]:
+    """Draws what profiles show: the files, and why there are none."""
+    from tokenmerge_bench.figures import PROFILE_FIGURES, save
+    from tokenmerge_bench.products import FORMATS
+    from tokenmerge_bench.profiles import open_profiles
+
+    profile, paths, reasons = open_profiles(folders), [], {}
+    for name, figure in PROFILE_FIGURES.items():
+        reason = figure.obstacle(profile)
+        if reason is None:
+            paths += save(figure.draw(profile), target, name, formats or FORMATS)
+        else:
+            reasons[name] = reason
+    return paths, reasons
 
 
 @app.command()

@@ -1,13 +1,16 @@
 """What an evaluation reads of an image set: a subset, batches of it, and the transform of the model.
 
 Batches are decoded and transformed in worker processes, in a fixed order and with fixed chunk boundaries, so that an
-interrupted sweep can leave out the chunks it has already seen.
+interrupted sweep can leave out the chunks it has already seen. Workers take pieces of a chunk, so that all of them work
+on the first one, and an image is decoded once for all models, whatever their transforms.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,16 +34,21 @@ __all__ = [
     "Indices",
     "Transform",
     "Unreadable",
+    "default_workers",
     "eval_transform",
     "fashion_mnist_train",
     "iter_batches",
+    "iter_views",
     "load_batch",
+    "load_views",
     "open_dataset",
     "subset",
     "to_mode",
 ]
 
 Transform = Callable[[Image.Image], Tensor]
+PIECE = 32
+"""Images that a worker process decodes at a time."""
 _LEAST_CROP = 0.05  # 20 times the side: less resizes to images that no memory holds
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")  # timm's names
 
@@ -93,7 +101,14 @@ class Batch:
 
 def load_batch(images: ImageSet, indices: Sequence[int] | Indices, transform: Transform, chunk: int = 0) -> Batch:
     """Decode and transform the images at `indices`; undecodable ones are listed by name, not raised."""
-    pixels: list[Tensor] = []
+    return load_views(images, indices, [transform], chunk)[0]
+
+
+def load_views(
+    images: ImageSet, indices: Sequence[int] | Indices, transforms: Sequence[Transform], chunk: int = 0
+) -> tuple[Batch, ...]:
+    """The images at `indices` under each transform, decoded once; undecodable ones are listed by name, not raised."""
+    pixels: list[list[Tensor]] = [[] for _ in transforms]
     kept: list[int] = []
     unreadable: list[str] = []
     for index in map(int, indices):
@@ -102,34 +117,47 @@ def load_batch(images: ImageSet, indices: Sequence[int] | Indices, transform: Tr
         except Unreadable as error:
             unreadable.append(str(error))
             continue
-        pixels.append(transform(image))
+        for view, transform in zip(pixels, transforms, strict=True):
+            view.append(transform(image))
         kept.append(index)
-    # With nothing readable, the shape of a blank image keeps the batch (0, C, H, W).
-    stack = torch.stack(pixels) if pixels else transform(Image.new("RGB", (8, 8)))[None][:0]
     at = np.array(kept, dtype=np.int64)
-    return Batch(chunk, stack, images.labels[at], images.ids[at], at, unreadable)
+    # With nothing readable, the shape of a blank image keeps the batch (0, C, H, W).
+    stacks = [
+        torch.stack(view) if view else transform(Image.new("RGB", (8, 8)))[None][:0]
+        for view, transform in zip(pixels, transforms, strict=True)
+    ]
+    return tuple(Batch(chunk, stack, images.labels[at], images.ids[at], at, unreadable) for stack in stacks)
 
 
-class Batches(Dataset[Batch]):
-    """Chunks of `indices`, each loaded as one item.
+class Batches(Dataset[tuple[Batch, ...]]):
+    """Chunks of `indices`, and pieces of chunks, under each transform.
 
     Chunk c is `indices[c * batch_size : (c + 1) * batch_size]`. Raises InputError for a batch size below 1.
     """
 
-    def __init__(self, images: ImageSet, indices: Indices, transform: Transform, batch_size: int) -> None:
-        """`transform` must be picklable when worker processes are used."""
+    def __init__(
+        self, images: ImageSet, indices: Indices, transforms: Sequence[Transform], batch_size: int, piece: int
+    ) -> None:
+        """`transforms` must be picklable when worker processes are used; `piece` is the number of images of a piece."""
         if batch_size < 1:
             raise InputError(f"the batch size must be at least 1, got {batch_size}")
-        self.images, self.indices, self.transform, self.batch_size = images, indices, transform, batch_size
+        self.images, self.indices, self.transforms = images, indices, transforms
+        self.batch_size, self.piece = batch_size, piece
 
     def __len__(self) -> int:
         """Number of chunks, the last of which may be short."""
         return -(-len(self.indices) // self.batch_size)
 
-    def __getitem__(self, chunk: int) -> Batch:
-        """Load chunk number `chunk`."""
-        part = self.indices[chunk * self.batch_size : (chunk + 1) * self.batch_size]
-        return load_batch(self.images, part, self.transform, chunk)
+    def pieces(self, chunk: int) -> list[tuple[int, int, int]]:
+        """The pieces of a chunk: its number, and where each begins and ends in `indices`."""
+        first = chunk * self.batch_size
+        last = min(first + self.batch_size, len(self.indices))
+        return [(chunk, start, min(start + self.piece, last)) for start in range(first, last, self.piece)]
+
+    def __getitem__(self, piece: tuple[int, int, int]) -> tuple[Batch, ...]:
+        """Load one piece of a chunk."""
+        chunk, start, stop = piece
+        return load_views(self.images, self.indices[start:stop], self.transforms, chunk)
 
 
 def iter_batches(
@@ -145,13 +173,64 @@ def iter_batches(
     They are loaded by `workers` processes (0: in this one). Chunk numbers and boundaries depend on `indices`
     and `batch_size` alone. Raises InputError for a batch size below 1 or a negative number of workers.
     """
+    return (views[0] for views in iter_views(images, indices, [transform], batch_size, workers, skip))
+
+
+def iter_views(
+    images: ImageSet,
+    indices: Indices,
+    transforms: Sequence[Transform],
+    batch_size: int,
+    workers: int,
+    skip: Collection[int] = (),
+    pin: bool = False,
+) -> Iterator[tuple[Batch, ...]]:
+    """As `iter_batches`, with a batch for each transform: the same images, decoded once.
+
+    `pin` puts them into page-locked memory, from which a CUDA device copies while it computes.
+    """
     if workers < 0:
         raise InputError(f"the number of workers must not be negative, got {workers}")
-    batches, skipped = Batches(images, indices, transform, batch_size), frozenset(skip)
-    wanted = [chunk for chunk in range(len(batches)) if chunk not in skipped]
-    # batch_size=None: an item is already a batch, and the sampler gives the chunk numbers in order.
+    batches = Batches(images, indices, transforms, batch_size, PIECE if workers else batch_size)
+    skipped = frozenset(skip)
+    chunks = [batches.pieces(chunk) for chunk in range(len(batches)) if chunk not in skipped]
+    # batch_size=None: an item is already a piece of a batch, and the sampler gives the pieces in order.
+    wanted = [piece for pieces in chunks for piece in pieces]
     loader = DataLoader(batches, batch_size=None, sampler=wanted, num_workers=workers, collate_fn=_as_it_is)
-    return iter(loader)
+    return _whole_chunks(iter(loader), list(map(len, chunks)), pin)
+
+
+def _whole_chunks(
+    pieces: Iterator[tuple[Batch, ...]], numbers: Sequence[int], pin: bool
+) -> Iterator[tuple[Batch, ...]]:
+    """Joins the given numbers of pieces, one after the other."""
+    for number in numbers:
+        yield tuple(_joined(view, pin) for view in zip(*islice(pieces, number), strict=True))
+
+
+def _joined(parts: Sequence[Batch], pin: bool) -> Batch:
+    """One batch of the pieces of a chunk."""
+    shape = (sum(len(part.pixels) for part in parts), *parts[0].pixels.shape[1:])
+    pixels = parts[0].pixels
+    if pin or len(parts) > 1:
+        pixels = torch.empty(shape, dtype=pixels.dtype, pin_memory=pin)
+        torch.cat([part.pixels for part in parts], out=pixels)
+    labels, ids, indices = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("labels", "ids", "indices")
+    )
+    unreadable = [name for part in parts for name in part.unreadable]
+    return Batch(parts[0].chunk, pixels, labels, ids, indices, unreadable)
+
+
+def default_workers(device: torch.device) -> int:
+    """Worker processes if nothing else is asked for: the processors, at most 16, beside a GPU; on the CPU none.
+
+    There, the networks need the processors themselves.
+    """
+    if device.type != "cuda":
+        return 0
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, here)
 
 
 def _as_it_is(batch: Any) -> Any:

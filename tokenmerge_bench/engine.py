@@ -1,25 +1,39 @@
-"""Evaluating the points of one model: images are read once, and every batch goes through all points before the next."""
+"""Evaluating points: images are read once, and every batch goes through all points of all models before the next.
+
+The points of one model are a tree (`trie.py`) in which everything that two of them share is one path. On a GPU nothing
+in the loop waits for the device: a batch is copied while the one before it is computed, and what its points said comes
+back, in one copy, after the next batch has been given to the device.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
-from tokenmerge_bench.assignment import Assignment
 from tokenmerge_bench.budgets import reduce_with
+from tokenmerge_bench.clocks import Laps, NoLaps
 from tokenmerge_bench.counting import Macs, count
-from tokenmerge_bench.data import Batch, Indices
-from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.data import Batch
+from tokenmerge_bench.hardware import Courier, OnDevice
+from tokenmerge_bench.hardware import Hardware as Hardware
+from tokenmerge_bench.hardware import open_device as open_device
+from tokenmerge_bench.modes import compiling
+from tokenmerge_bench.pieces import Halves, State, pieces_of
 from tokenmerge_bench.points import Point
 from tokenmerge_bench.reduced_vit import ReducedViT
+from tokenmerge_bench.replays import Replays
 from tokenmerge_bench.store import BatchOutcomes, PointOutcomes
+from tokenmerge_bench.tokens import Lineage
+from tokenmerge_bench.trie import Tree, Trouble, is_out_of_memory, reason
+from tokenmerge_bench.verdicts import judge as judge
+from tokenmerge_bench.verdicts import verdict
 
 
 @runtime_checkable
@@ -41,50 +55,8 @@ class Evaluator:
     """One point, ready to be run."""
 
     point: Point
-    network: nn.Module
+    network: ReducedViT
     macs: Macs
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """Where and how precisely networks run. Half precisions run under autocast; scores stay in float32."""
-
-    device: torch.device
-    dtype: torch.dtype = torch.float32
-
-    def precision(self) -> torch.autocast | nullcontext[None]:
-        """The context of a forward pass."""
-        if self.dtype in (torch.float16, torch.bfloat16):
-            return torch.autocast(self.device.type, self.dtype)
-        return nullcontext()
-
-    def exact(self) -> AbstractContextManager[None]:
-        """Within it, float32 means float32: cuDNN would otherwise round convolutions to TF32."""
-        flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
-            enabled=torch.backends.cudnn.enabled, allow_tf32=False
-        )
-        return flags
-
-    def clock(self) -> float:
-        """Seconds, after the device has finished what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-
-def open_device(name: str) -> torch.device:
-    """A device by name; InputError if it is none or is not there."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device '{name}' is no device; write cpu, cuda or cuda:1.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"--device {name} was asked for but this machine has no CUDA device; use --device cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"--device {name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices.")
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name} is not supported; write cpu or cuda.")
-    return device
 
 
 def prepare(model: nn.Module, point: Point) -> Evaluator:
@@ -92,91 +64,281 @@ def prepare(model: nn.Module, point: Point) -> Evaluator:
     assert point.solution is not None
     if point.method is None:
         reduced = ReducedViT(model, point.solution.schedule, [])
-        return Evaluator(point, model, count(reduced))
-    reduced = reduce_with(model, point.method, point.solution, point.seed)
+    else:
+        reduced = reduce_with(model, point.method, point.solution, point.seed)
     if next(reduced.reducers.parameters(), None) is not None:
+        assert point.method is not None
         raise ValueError(
             f"{point.method.label} has weights of its own that must be trained first; there is no checkpoint of it"
         )
     return Evaluator(point, reduced, count(reduced))
 
 
-@torch.inference_mode()
-def evaluate(
-    evaluators: Mapping[str, Evaluator],
-    batches: Iterable[Batch],
-    done: Mapping[int, set[str]],
-    hardware: Hardware,
-    reporter: Reporter,
-    failures: dict[str, str],
-    examples: Collection[int] = (),
-) -> Iterable[BatchOutcomes]:
-    """Runs every point on every batch that it has not seen, and yields the outcomes batch by batch.
+@dataclass
+class Part:
+    """What some points said about consecutive images of a batch, as one tensor that may still be on its way."""
+
+    rows: list[list[str]]
+    """The points of each row, which are several where they do exactly the same."""
+    verdicts: Int[Tensor, "rows columns"]
+    """Predicted classes, ranks of the true classes, and whether the logits were finite."""
+    paths: Mapping[str, list[int]]
+    laps: Laps
+    usual: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by point where no times could be taken."""
+    owners: dict[str, list[tuple[int, list[Tensor]]]] = field(default_factory=dict)
+    """Of points and example images, by index: the owner of every grid cell after each reduction."""
+
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds that each point would have taken alone; asked for once the device has finished."""
+        if self.usual:
+            return self.usual
+        laps = self.laps.seconds()
+        return {name: sum(laps[piece] for piece in self.paths[name]) for row in self.rows for name in row}
+
+
+@dataclass
+class Launched:
+    """A batch that has been given to the device."""
+
+    batch: Batch
+    names: list[str]
+    parts: list[Part] = field(default_factory=list)
+    arrived: torch.cuda.Event | None = None
+
+
+class Engine:
+    """Evaluates the points of one model, batch by batch.
 
     Args:
-        evaluators: the points of one model, by identifier.
-        batches: from `data.iter_batches`.
-        done: points that are in the journal already, by chunk.
+        model: the model's name, for the journal.
+        evaluators: the points by identifier.
         hardware: where to run.
-        reporter: told after each point.
+        reporter: told after each point of each batch.
         failures: gets the reason of every point that raises; such a point is not run again.
         examples: images, by index, whose merges are kept for pictures.
+        view: which of the transforms the model's images come from.
+        batch_size: images of a full batch, which is what a CUDA graph is made for.
     """
-    for batch in batches:
-        images = batch.pixels.to(hardware.device, non_blocking=True)
-        if hardware.dtype == torch.float64:
-            images = images.double()
-        labels = torch.from_numpy(batch.labels).to(hardware.device)
-        ids = torch.from_numpy(batch.ids).to(hardware.device)
-        outcomes = BatchOutcomes("", batch.chunk, batch.indices.tolist(), batch.unreadable)
-        for name, evaluator in evaluators.items():
-            if name in failures or name in done.get(batch.chunk, set()):
-                continue
-            try:
-                outcomes.points[name] = _run(evaluator, images, labels, ids, hardware)
-                outcomes.points[name].merges = _merges(evaluator.network, batch.indices, examples)
-            except Exception as error:
-                failures[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            reporter.advance(len(batch.labels), name)
-        yield outcomes
+
+    def __init__(
+        self,
+        model: str,
+        evaluators: Mapping[str, Evaluator],
+        hardware: Hardware,
+        reporter: Reporter,
+        failures: dict[str, str],
+        *,
+        examples: Collection[int] = (),
+        view: int = 0,
+        batch_size: int = 0,
+    ) -> None:
+        self.model, self.evaluators, self.hardware = model, evaluators, hardware
+        self.reporter, self.failures, self.examples = reporter, failures, frozenset(examples)
+        self.view = view
+        self._halves = Halves(hardware.compiled)
+        self._trees: OrderedDict[tuple[str, ...], Tree] = OrderedDict()
+        self._most: int | None = None  # images that fit into memory at a time, once that has been found out
+        self._told: Counter[str] = Counter()
+        self._replays = Replays(hardware, batch_size) if hardware.graphs else None
+
+    def launch(self, there: OnDevice, done: Collection[str] = ()) -> Launched:
+        """Gives a batch to the device, for all points but those that failed or are `done`. On the CPU, it is run."""
+        names = [name for name in self.evaluators if name not in self.failures and name not in done]
+        launched, most = Launched(there.batch, names), self._most
+        self._told.clear()
+        count = len(there.images)
+        if count and not self._replay(there, launched):
+            self._run(names, there, 0, count, launched)
+        if self._most != most:
+            self.reporter.note(
+                f"{most or count} images at a time do not fit into the memory of {self.hardware.device}; going on with "
+                f"{self._most}"
+            )
+        for name in names:
+            if name not in self._told or self._told[name] < count:  # it failed, or there are no images
+                self.reporter.advance(count - self._told[name], name)
+        if self.hardware.device.type == "cuda":
+            launched.arrived = torch.cuda.Event()
+            launched.arrived.record(torch.cuda.current_stream(self.hardware.device))
+        return launched
+
+    def finish(self, launched: Launched) -> BatchOutcomes:
+        """What the points said about a batch, when the device has finished it."""
+        if launched.arrived is not None:
+            launched.arrived.synchronize()
+        batch = launched.batch
+        outcomes = {name: PointOutcomes([], [], 0.0) for name in launched.names}
+        for part in launched.parts:
+            seconds = part.seconds()
+            for names, row in zip(part.rows, part.verdicts.tolist(), strict=True):
+                images = len(row) // 2
+                for name in names:
+                    if not row[-1]:
+                        self.failures[name] = "ArithmeticError: the model gave logits that are not finite"
+                    outcomes[name].prediction += row[:images]
+                    outcomes[name].rank += row[images : 2 * images]
+                    outcomes[name].seconds += seconds[name]
+            for name, found in part.owners.items():
+                merges = outcomes[name].merges = outcomes[name].merges or {}
+                merges.update({str(index): self._sites(name, owners) for index, owners in found})
+        whole = {name: outcome for name, outcome in outcomes.items() if name not in self.failures}
+        return BatchOutcomes(self.model, batch.chunk, batch.indices.tolist(), batch.unreadable, whole)
+
+    def _run(self, names: Sequence[str], there: OnDevice, start: int, stop: int, launched: Launched) -> None:
+        """Runs points on images `start` to `stop` of a batch, whatever happens."""
+        names = [name for name in names if name not in self.failures]
+        if not names:
+            return
+        step = self._most  # which may become less on the way
+        if step is not None and stop - start > step:
+            for first in range(start, stop, step):
+                self._run(names, there, first, min(first + step, stop), launched)
+            return
+        troubles: list[Trouble] = []
+        left = self._walk(names, there, start, stop, launched, troubles)
+        if left:
+            self._most = (stop - start + 1) // 2
+            if self.hardware.device.type == "cuda":
+                torch.cuda.empty_cache()  # what is cached in pieces may be one piece again
+            self._run(left, there, start, stop, launched)
+        for trouble in troubles:
+            if len(trouble.settings) == 1:
+                self.failures[trouble.settings[0]] = trouble.reason
+            else:  # which of them is it? The others go on.
+                for name in trouble.settings:
+                    self._run([name], there, start, stop, launched)
+
+    def _walk(
+        self, names: list[str], there: OnDevice, start: int, stop: int, launched: Launched, troubles: list[Trouble]
+    ) -> list[str]:
+        """Takes images through the tree of some points; the points that are left because memory ran out."""
+        tree, laps = self._tree(tuple(names)), Laps.on(self.hardware.device)
+        part = Part([], torch.empty(0, 1, dtype=torch.int64), tree.paths, laps)
+        verdicts: list[Tensor] = []
+        starved = False
+
+        def passed_on(error: Exception) -> bool:
+            return stop - start > 1 and is_out_of_memory(error)
+
+        try:
+            with self.hardware.forward():
+                for ends, state in tree.run(there.images[start:stop], there.ids[start:stop], laps, troubles, passed_on):
+                    try:
+                        verdicts.append(verdict(state.x, there.labels[start:stop]))
+                        self._keep_examples(ends, state, there.batch, start, part)
+                    except Exception as error:
+                        if passed_on(error):
+                            raise
+                        troubles.append(Trouble(ends, reason(error)))
+                        del verdicts[len(part.rows) :]
+                        continue
+                    part.rows.append(ends)
+                    self._tell(ends, stop - start)
+        except Exception as error:
+            if not passed_on(error):
+                raise
+            starved = True  # the error holds on to what was in memory: go on when it is gone
+        if part.rows:
+            part.verdicts = self._fetch(torch.stack(verdicts[: len(part.rows)]))
+            launched.parts.append(part)
+        over = {name for row in part.rows for name in row}.union(*(trouble.settings for trouble in troubles))
+        return [name for name in names if name not in over] if starved else []
+
+    def _replay(self, there: OnDevice, launched: Launched) -> bool:
+        """Replays a CUDA graph of the batch if there is one, or makes it; whether that is all that is to be done."""
+        if self._replays is None or self._most is not None or not self.examples.isdisjoint(there.batch.indices):
+            return False
+        tree = self._tree(tuple(launched.names)) if launched.names else None
+        verdicts = self._replays.run(tree, there, self.reporter.note) if tree is not None else None
+        if tree is None or verdicts is None:
+            return False
+        rows, usual = self._replays.rows, self._replays.usual
+        launched.parts.append(Part(rows, self._fetch(verdicts), tree.paths, NoLaps(), usual))
+        for names in rows:
+            self._tell(names, len(there.images))
+        return True
+
+    def _tree(self, names: tuple[str, ...]) -> Tree:
+        """The tree of some points. A few are kept: failures and half-finished chunks change which are needed."""
+        if names not in self._trees:
+            self._trees[names] = Tree({name: pieces_of(self.evaluators[name].network, self._halves) for name in names})
+            if len(self._trees) > _KEPT_TREES:
+                self._trees.popitem(last=False)
+        self._trees.move_to_end(names)
+        return self._trees[names]
+
+    def _fetch(self, verdicts: Tensor) -> Tensor:
+        """A copy on the host, which arrives in the order of the stream."""
+        if verdicts.device.type == "cpu":
+            return verdicts
+        host = torch.empty(verdicts.shape, dtype=verdicts.dtype, pin_memory=True)
+        return host.copy_(verdicts, non_blocking=True)
+
+    def _tell(self, names: Iterable[str], images: int) -> None:
+        for name in names:
+            self._told[name] += images
+            self.reporter.advance(images, name)
+
+    def _keep_examples(self, names: list[str], state: State, batch: Batch, start: int, part: Part) -> None:
+        """Keeps who owns every grid cell after each reduction, for the images that are examples."""
+        indices = batch.indices[start : start + len(state.x)].tolist()
+        rows = {index: row for row, index in enumerate(indices) if index in self.examples}
+        if not rows or state.carried.lineage is None:
+            return
+        owners = [step.source.owner() for step in _steps(state.carried.lineage)]
+        for name in names:
+            part.owners[name] = [(index, [owner[row] for owner in owners]) for index, row in rows.items()]
+
+    def _sites(self, name: str, owners: list[Tensor]) -> list[dict[str, Any]]:
+        steps = self.evaluators[name].network.schedule.steps
+        return [
+            {"block": step.block, "tokens": step.n_out, "owner": owner.tolist()}
+            for step, owner in zip(steps, owners, strict=True)
+        ]
 
 
-def _run(evaluator: Evaluator, images: Tensor, labels: Tensor, ids: Tensor, hardware: Hardware) -> PointOutcomes:
-    if len(images) == 0:
-        return PointOutcomes([], [], 0.0)
-    on_cuda = hardware.device.type == "cuda"
-    if on_cuda:
-        torch.cuda.reset_peak_memory_stats(hardware.device)
-    start = hardware.clock()
-    with hardware.precision(), hardware.exact():
-        network = evaluator.network
-        logits = network(images, ids) if isinstance(network, ReducedViT) else network(images)
-    seconds = hardware.clock() - start
-    prediction, rank, finite = judge(logits, labels)
-    if not finite:
-        raise ArithmeticError("the model gave logits that are not finite")
-    memory = torch.cuda.max_memory_allocated(hardware.device) / 2**20 if on_cuda else None
-    return PointOutcomes(prediction.tolist(), rank.tolist(), seconds, memory)
+_KEPT_TREES = 4
 
 
-def _merges(network: nn.Module, indices: Indices, examples: Collection[int]) -> dict[str, list[dict[str, Any]]] | None:
-    """The owner of every grid cell after each reduction of the last forward pass, for the images that are examples."""
-    rows = {int(index): row for row, index in enumerate(indices) if index in examples}
-    if not rows or not isinstance(network, ReducedViT) or not network.assignments:
-        return None
-    found: dict[str, list[dict[str, Any]]] = {str(index): [] for index in rows}
-    source: Assignment | None = None
-    for step, assignment in zip(network.schedule.steps, network.assignments, strict=True):
-        source = assignment if source is None else source.compose(assignment)
-        owner = source.owner()
-        for index, row in rows.items():
-            found[str(index)].append({"block": step.block, "tokens": step.n_out, "owner": owner[row].tolist()})
-    return found
+def evaluate(
+    engines: Sequence[Engine],
+    batches: Iterable[Sequence[Batch]],
+    done: Mapping[str, Mapping[int, Collection[str]]],
+    hardware: Hardware,
+) -> Iterator[BatchOutcomes]:
+    """Takes every batch through all points that have not seen it, and yields the outcomes batch by batch, in order.
+
+    Args:
+        engines: one for each model.
+        batches: from `data.iter_views`: for each chunk, the same images under each of the transforms.
+        done: points that are in the journal already, by model and chunk.
+        hardware: where the engines run.
+    """
+    courier = Courier(hardware)
+    ahead = 1 if hardware.device.type == "cuda" else 0  # launched batches whose outcomes are not waited for
+    waiting: deque[tuple[Engine, Launched]] = deque()
+    with ExitStack() as stack:
+        if hardware.compiled:
+            stack.enter_context(compiling())
+        if ahead:
+            stack.enter_context(torch.cuda.device(hardware.device))  # whose current stream is meant everywhere
+        for views in batches:
+            there: dict[int, OnDevice] = {}
+            for engine in engines:
+                seen = done.get(engine.model, {}).get(views[0].chunk, ())
+                if set(engine.evaluators) <= set(seen):
+                    continue
+                if engine.view not in there:
+                    there[engine.view] = courier.bring(views[engine.view])
+                waiting.append((engine, engine.launch(there[engine.view], seen)))
+                if len(waiting) > ahead:
+                    first, launched = waiting.popleft()
+                    yield first.finish(launched)
+        for engine, launched in waiting:
+            yield engine.finish(launched)
 
 
-def judge(logits: Float[Tensor, "B K"], labels: Int[Tensor, " B"]) -> tuple[Int[Tensor, " B"], Int[Tensor, " B"], bool]:
-    """Predicted class, rank of the true class (0 is best; the lower class wins a tie), and whether all is finite."""
-    true = logits.gather(1, labels[:, None])
-    classes = torch.arange(logits.shape[1], device=logits.device)
-    ahead = (logits > true) | ((logits == true) & (classes < labels[:, None]))
-    return logits.argmax(1), ahead.sum(1), bool(logits.isfinite().all())
+def _steps(lineage: Lineage) -> list[Lineage]:
+    """The lineages after each reduction, first to last."""
+    return [*([] if lineage.before is None else _steps(lineage.before)), lineage]

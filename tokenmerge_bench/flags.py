@@ -86,7 +86,16 @@ class Running:
     batch_size: Annotated[int | None, typer.Option(help="Images per batch.")] = None
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None
-    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that decode images; by default one per processor, at most 16, on a GPU, else 0."),
+    ] = None
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile blocks by torch.compile, once for all points.")
+    ] = False
+    cuda_graphs: Annotated[
+        bool, typer.Option("--cuda-graphs", help="Launch all points on a full batch as one CUDA graph.")
+    ] = False
     examples: Annotated[int | None, typer.Option(help="Images whose merges are kept for pictures.")] = None
     out: Annotated[Path | None, typer.Option(help="Results folder; by default a new one under results/.")] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier sweep left in the folder.")] = False

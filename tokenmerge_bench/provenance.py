@@ -26,7 +26,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "device": device_name(device),
@@ -46,6 +46,14 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
+def hardware_name(device: torch.device) -> str:
+    """What runs the networks, for tables and figures: the name of the GPU, or the CPU's model and torch's threads."""
+    if device.type == "cuda":
+        return device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
 def git_revision() -> str | None:
     """Commit of the checkout this package runs from, with `-dirty` if it was changed; None without checkout or git."""
     root = Path(__file__).resolve().parent.parent
@@ -60,7 +68,7 @@ def git_revision() -> str | None:
     return described.stdout.strip() or None
 
 
-def _processor() -> str:
+def processor() -> str:
     """Model name of the CPU, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     if info.exists():

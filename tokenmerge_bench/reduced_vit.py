@@ -9,13 +9,16 @@ block that reduces at `mid`, because a reduction between them cannot be wrapped 
 (attention, q/k-norm, LayerScale, drop path, prefix tokens, heads) is timm's own code. Proportional attention uses
 the `attn_mask` that timm's attention takes; keys, attention weights and attention
 outputs are read by recorders that stand in for its `k_norm`, `attn_drop` and `proj_drop`.
+
+The functions at the end are the steps of a forward pass on their own. `ReducedViT` uses them, and so does the sweep
+(`pieces.py`), which takes passes of several settings apart to run once what they share.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -27,9 +30,10 @@ from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.paths import path_for
 from tokenmerge_bench.reducers import Need, TokenReducer
-from tokenmerge_bench.schedule import Schedule
-from tokenmerge_bench.tokens import Tokens
+from tokenmerge_bench.schedule import Schedule, Step
+from tokenmerge_bench.tokens import Lineage, Tokens
 
 
 @dataclass(frozen=True)
@@ -88,14 +92,15 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 
 
 @dataclass
-class _Pass:
-    """What one forward pass carries from reduction to reduction. Replaced at every forward."""
+class Pass:
+    """What a forward pass carries from reduction to reduction beside the tokens. A reduction makes a new one."""
 
-    image_ids: Tensor
-    sizes: Tensor | None = None  # (B, P + N), float32 or better; None while no token stands for more than one patch
+    image_ids: Int[Tensor, " B"]
+    sizes: Float[Tensor, "B N"] | None = None
+    """Of the patch tokens, float32 or better; None while no token stands for more than one patch."""
     proportional: bool = False
-    source: Assignment | None = None  # None stands for the identity
-    assignments: list[Assignment] = field(default_factory=list)
+    """Whether attention adds the logarithm of the sizes."""
+    lineage: Lineage | None = None
 
 
 class ReducedViT(nn.Module):
@@ -117,9 +122,9 @@ class ReducedViT(nn.Module):
         self.seed = seed
         self.reducers = nn.ModuleList(reducers)
         self._stock = (model,)  # in a tuple, so that nn.Module does not list the weights twice
-        self.last: _Pass | None = None  # the forward pass under way, or the last one
+        self.last: Pass | None = None  # the forward pass under way, or the last one
         self.drop = False
-        """Whether to drop tokens by position instead of asking the reducers: the same shapes at no cost."""
+        """Whether to drop tokens by position and ask no reducer: the same shapes at no cost, and no sizes."""
         self.model = _with_children(model, blocks=nn.Sequential(*self._wrap_blocks(cast(VisionTransformer, model))))
         stock = set(model.modules())
         for module in self.modules():  # frozen parts of the stock model keep their own mode
@@ -135,7 +140,7 @@ class ReducedViT(nn.Module):
         """
         if image_ids is None:
             image_ids = torch.zeros(images.shape[0], dtype=torch.int64, device=images.device)
-        self.last = _Pass(image_ids)
+        self.last = Pass(image_ids)
         return self.model(images)
 
     def train(self, mode: bool = True) -> ReducedViT:
@@ -151,7 +156,8 @@ class ReducedViT(nn.Module):
     @property
     def assignments(self) -> list[Assignment]:
         """The assignments of the last forward pass, one per step of the schedule."""
-        return [] if self.last is None else self.last.assignments
+        lineage = None if self.last is None else self.last.lineage
+        return [] if lineage is None else lineage.assignments()
 
     @property
     def source(self) -> Assignment:
@@ -162,8 +168,8 @@ class ReducedViT(nn.Module):
         """
         if self.last is None:
             raise ValueError("there is no source map before the first forward pass")
-        ids = self.last.image_ids
-        return self.last.source or HardAssignment.identity(len(ids), self.geometry.patches, ids.device)
+        ids, lineage = self.last.image_ids, self.last.lineage
+        return lineage.source if lineage else HardAssignment.identity(len(ids), self.geometry.patches, ids.device)
 
     def reducer_macs(self) -> int:
         """Multiply-accumulates of the reducers for one image, by their own formulae."""
@@ -176,7 +182,7 @@ class ReducedViT(nn.Module):
         steps = {(step.block, step.site): i for i, step in enumerate(self.schedule.steps)}
         first = min((step.block for step in self.schedule.steps), default=len(model.blocks))
         wrapped: list[nn.Module] = []
-        tap: _AttentionTap | None = None
+        tap: AttentionTap | None = None
         for index, block in enumerate(model.blocks):
             pre, mid = steps.get((index, "pre")), steps.get((index, "mid"))
             following = steps.get((index + 1, "pre"))
@@ -186,7 +192,7 @@ class ReducedViT(nn.Module):
                     f"the reduction before block {index + 1} needs the attention of block {index}, whose tokens were "
                     "reduced in between; leave a block between the two reductions."
                 )
-            before, tap = tap, _AttentionTap(block.attn, wanted) if wanted else None
+            before, tap = tap, AttentionTap(block.attn, wanted) if wanted else None
             if index < first and tap is None:
                 wrapped.append(block)
                 continue
@@ -197,53 +203,23 @@ class ReducedViT(nn.Module):
     def _needs(self, step: int | None) -> frozenset[Need]:
         return frozenset() if step is None else cast(TokenReducer, self.reducers[step]).needs
 
-    def _reduce(self, x: Float[Tensor, "B T C"], step_index: int, tap: _AttentionTap | None) -> Float[Tensor, "B S C"]:
-        """Reduces the patch tokens of a sequence and books sizes and source. S = P + M."""
-        state, prefix = self.last, self.geometry.prefix
-        assert state is not None
-        step = self.schedule.steps[step_index]
-        reducer = cast(TokenReducer, self.reducers[step_index])
-        batch, length = int(x.shape[0]), int(x.shape[1])  # plain integers also under a tracer
-        if length != prefix + step.n_in:
-            raise InputError(
-                f"block {step.block} got {length} tokens where {prefix + step.n_in} were planned: give images of the "
-                f"size the model was made for ({self.geometry.grid[0]}x{self.geometry.grid[1]} patches)."
-            )
-        head, patches = x[:, :prefix], x[:, prefix:]
-        precise = torch.promote_types(x.dtype, torch.float32)
-        sizes = state.sizes if state.sizes is not None else x.new_ones((batch, length), dtype=precise)
-        source = state.source or HardAssignment.identity(batch, self.geometry.patches, x.device)
-        tokens = Tokens(
-            features=patches,
-            sizes=sizes[:, prefix:],
-            source=source,
-            grid=self.geometry.grid,
-            prefix=prefix,
-            image_ids=state.image_ids,
-            block=step.block,
-            seed=self.seed,
-            **(tap.collect(prefix) if tap is not None else {}),
-        )
+    def _reduce(self, x: Float[Tensor, "B T C"], step_index: int, tap: AttentionTap | None) -> Float[Tensor, "B S C"]:
+        """Reduces the patch tokens of a sequence. S = P + M."""
+        assert self.last is not None
+        step, reducer = self.schedule.steps[step_index], cast(TokenReducer, self.reducers[step_index])
+        if self.drop:
+            return x[:, : self.geometry.prefix + step.n_out]
+        seen = tap.collect(self.geometry.prefix) if tap is not None else {}
+        tokens = tokens_at(step, x, self.last, self.geometry, self.seed, seen)
         with torch.autocast(x.device.type, enabled=False):
-            if self.drop:
-                assignment: Assignment = HardAssignment.keep_first(batch, step.n_in, step.n_out, x.device)
-                merged = assignment.merge(patches)
-            else:
-                assignment = reducer.assign(tokens, step.n_out)
-                merged = assignment.merge(reducer.values(patches))
-        state.sizes = torch.cat([sizes[:, :prefix], assignment.merge_sizes(sizes[:, prefix:])], dim=1)
-        state.proportional = state.proportional or reducer.proportional_attention
-        state.source = source.compose(assignment)
-        state.assignments.append(assignment)
-        return torch.cat([head, merged], dim=1)
+            assignment = reducer.assign(tokens, step.n_out)
+        x, self.last = merged(x, self.last, assignment, reducer, tokens.sizes)
+        return x
 
-    def _size_bias(self, x: Tensor) -> Tensor | None:
-        """ln(size) of every key token, (B, 1, 1, T), to be added to the attention logits."""
-        state = self.last
-        assert state is not None
-        if state.sizes is None or not state.proportional:
-            return None
-        return state.sizes.log().to(x.dtype)[:, None, None, :]
+    def _size_bias(self, x: Tensor) -> Any:
+        """See `size_bias`."""
+        assert self.last is not None
+        return size_bias(self.last, x)
 
 
 class _ReducedBlock(nn.Module):
@@ -255,8 +231,8 @@ class _ReducedBlock(nn.Module):
         block: nn.Module,
         pre: int | None,
         mid: int | None,
-        tap_before: _AttentionTap | None,
-        tap: _AttentionTap | None,
+        tap_before: AttentionTap | None,
+        tap: AttentionTap | None,
     ) -> None:
         super().__init__()
         self.block = block
@@ -271,10 +247,8 @@ class _ReducedBlock(nn.Module):
         block = cast(Block, self.block)
         if self.mid is None:
             return cast(Tensor, block(x) if bias is None else block(x, attn_mask=bias))
-        # timm's Block.forward, with the reduction between its two lines.
-        x = x + block.drop_path1(block.ls1(block.attn(block.norm1(x), attn_mask=bias)))
-        x = owner._reduce(x, self.mid, tap)
-        return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+        x = attention_half(block, block.attn, x, bias)
+        return mlp_half(block, owner._reduce(x, self.mid, tap))
 
 
 class _Recorder(nn.Module):
@@ -298,7 +272,41 @@ class _Recorder(nn.Module):
         return value
 
 
-class _AttentionTap:
+class _Receiving(nn.Module):
+    """An attention that also tells how much attention every token received, summed over heads and queries.
+
+    Kernels work that out from the queries and keys of fused attention; without them the attention is not fused.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.recorder = _Recorder(cast(nn.Module, inner.attn_drop), "input")
+        self.explicit = _with_children(inner, attn_drop=self.recorder)
+        self.explicit.fused_attn = False
+        self.value: Tensor | None = None
+
+    def forward(self, x: Tensor, attn_mask: Any = None, **given: Any) -> Tensor:
+        if attn_mask is None and cast(Any, self.inner).fused_attn and path_for(x.device) == "triton":
+            from tokenmerge_bench.kernels.attention import Receiver
+
+            receiver = Receiver()
+            out = self.inner(x, attn_mask=receiver, **given)
+            self.value = receiver.received
+        else:
+            out = self.explicit(x, attn_mask=attn_mask, **given)
+            weights = self.recorder.take()
+            self.value = weights.to(torch.promote_types(weights.dtype, torch.float32)).sum((1, 2))
+        return cast(Tensor, out)
+
+    def take(self) -> Tensor:
+        """Attention received by every token of the last pass, (B, T), which is then forgotten."""
+        value, self.value = self.value, None
+        assert value is not None
+        return value
+
+
+class AttentionTap:
     """A view of one block's attention that hands over what reducers need of it."""
 
     def __init__(self, attention: nn.Module, wanted: frozenset[Need]) -> None:
@@ -313,17 +321,109 @@ class _AttentionTap:
         self.attention = _with_children(attention, **replaced)
         if "attention" in wanted:
             cast(Any, self.attention).fused_attn = False  # fused kernels never hold the weights
+        if "received" in wanted:
+            self.attention = _Receiving(self.attention)
 
     def collect(self, prefix: int) -> dict[str, Tensor]:
         """What was recorded, as keyword arguments of `Tokens`."""
         found: dict[str, Tensor] = {}
+        recorders = cast(Any, self.attention.inner if isinstance(self.attention, _Receiving) else self.attention)
         if "keys" in self.wanted:
-            found["keys"] = cast(_Recorder, self.attention.k_norm).take()[:, :, prefix:]
+            found["keys"] = recorders.k_norm.take()[:, :, prefix:]
         if "attention" in self.wanted:
-            found["attention"] = cast(_Recorder, self.attention.attn_drop).take()
+            found["attention"] = recorders.attn_drop.take()
+        if "received" in self.wanted:
+            found["received"] = cast(_Receiving, self.attention).take()[:, prefix:]
         if "attn_out" in self.wanted:
-            found["attn_out"] = cast(_Recorder, self.attention.proj_drop).take()[:, prefix:]
+            found["attn_out"] = recorders.proj_drop.take()[:, prefix:]
         return found
+
+
+def embedding(model: nn.Module) -> Any:
+    """A view of a model whose `forward_features` ends before its first block."""
+    view = _with_children(model, blocks=nn.Sequential(), norm=nn.Identity())
+    view.grad_checkpointing = False  # of no blocks
+    return view
+
+
+def attention_half(block: Block, attention: nn.Module, x: Float[Tensor, "B T C"], bias: Any) -> Float[Tensor, "B T C"]:
+    """The first line of timm's `Block.forward`, with `attention` in place of the block's own or a view of it."""
+    return cast(Tensor, x + block.drop_path1(block.ls1(attention(block.norm1(x), attn_mask=bias))))
+
+
+def mlp_half(block: Block, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
+    """The second line of timm's `Block.forward`."""
+    return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+
+
+def size_bias(carried: Pass, x: Tensor) -> Any:
+    """What `attn_mask` gets, so that attention adds ln(size) of every key token; None where attention is plain."""
+    if carried.sizes is None or not carried.proportional:
+        return None
+    if path_for(x.device) == "triton":
+        from tokenmerge_bench.kernels.attention import SizeBias
+
+        return SizeBias(carried.sizes)
+    return log_sizes(carried, x)
+
+
+def log_sizes(carried: Pass, x: Tensor) -> Tensor | None:
+    """ln(size) of every key token, (B, 1, 1, T), to be added to the attention logits; None where attention is plain."""
+    if carried.sizes is None or not carried.proportional:
+        return None
+    prefix = int(x.shape[1]) - int(carried.sizes.shape[1])  # whose tokens stand for themselves
+    return nn.functional.pad(carried.sizes.log().to(x.dtype), (prefix, 0))[:, None, None, :]
+
+
+def tokens_at(
+    step: Step, x: Float[Tensor, "B T C"], carried: Pass, shape: Geometry, seed: int, seen: Mapping[str, Tensor]
+) -> Tokens:
+    """What the reducer of a step is shown of a sequence; `seen` is what it needs of the attention before it.
+
+    Raises:
+        InputError: if there are not as many tokens as planned, as for images of another size.
+    """
+    prefix, length = shape.prefix, int(x.shape[1])  # plain integers also under a tracer
+    if length != prefix + step.n_in:
+        raise InputError(
+            f"block {step.block} got {length} tokens where {prefix + step.n_in} were planned: give images of the "
+            f"size the model was made for ({shape.grid[0]}x{shape.grid[1]} patches)."
+        )
+    return Tokens(
+        features=x[:, prefix:],
+        sizes=_sizes(x[:, prefix:], carried),
+        lineage=carried.lineage,
+        grid=shape.grid,
+        prefix=prefix,
+        image_ids=carried.image_ids,
+        block=step.block,
+        seed=seed,
+        **seen,
+    )
+
+
+def merged(
+    x: Float[Tensor, "B T C"],
+    carried: Pass,
+    assignment: Assignment,
+    reducer: TokenReducer,
+    sizes: Float[Tensor, "B N"],
+) -> tuple[Float[Tensor, "B S C"], Pass]:
+    """A sequence after a reduction of its patch tokens, whose sizes are `sizes`, and what is carried on. S = P + M."""
+    patches = x[:, int(x.shape[1]) - int(sizes.shape[1]) :]
+    with torch.autocast(x.device.type, enabled=False):
+        left = assignment.merge_sequence(x, reducer.values(patches))
+        left_sizes = assignment.merge_sizes(sizes)
+    proportional = carried.proportional or reducer.proportional_attention
+    return left, Pass(carried.image_ids, left_sizes, proportional, Lineage(carried.lineage, assignment))
+
+
+def _sizes(patches: Float[Tensor, "B N C"], carried: Pass) -> Float[Tensor, "B N"]:
+    if carried.sizes is not None:
+        return carried.sizes
+    # plain integers also under a tracer
+    shape = int(patches.shape[0]), int(patches.shape[1])
+    return patches.new_ones(shape, dtype=torch.promote_types(patches.dtype, torch.float32))
 
 
 def _with_children(module: nn.Module, **children: nn.Module) -> Any:

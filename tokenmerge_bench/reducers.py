@@ -18,7 +18,7 @@ See `methods/` for real ones.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -31,7 +31,8 @@ from tokenmerge_bench.tokens import Tokens
 
 Site = Literal["pre", "mid", "post"]
 """Where in a block tokens are reduced: before it, between attention and MLP, or after it."""
-Need = Literal["keys", "attention", "attn_out"]
+Need = Literal["keys", "attention", "received", "attn_out"]
+"""Fields of `Tokens` that attention can hand over. `attention`, the whole matrix, is slow: no fused kernel holds it."""
 Layers = tuple[int, ...] | Literal["all"]
 
 
@@ -84,6 +85,13 @@ class TokenReducer(nn.Module, ABC):
         Runs on whole batches without a host synchronisation, gives the same answer for an image whatever else is
         in the batch, and computes scores in float32 or better.
         """
+
+    def assign_each(self, tokens: Tokens, n_outs: Sequence[int]) -> list[Assignment]:
+        """The answers of `assign` for several numbers of tokens, in their order: what settings of a sweep share.
+
+        Override it where one run serves all of them. What it gives must equal separate calls bit for bit.
+        """
+        return [self.assign(tokens, n_out) for n_out in n_outs]
 
     @abstractmethod
     def macs(self, n_in: int, n_out: int, width: int) -> int:

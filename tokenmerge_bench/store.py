@@ -23,7 +23,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, TypeVar
 
 import pandas as pd
 
@@ -41,6 +41,7 @@ NUMBERS = ("n_images", "top1", "top1_low", "top1_high", "top5", "gflops", "reduc
 """Columns of numbers that tables and figures are made of; empty where a point gave none."""
 MEASURED_TIMES = ("images_per_s", "latency_ms", "peak_memory_mb")
 """Columns that differ between two runs of the same sweep; all others are reproducible."""
+_F = TypeVar("_F", bound="Folder")
 
 
 @dataclass
@@ -67,25 +68,32 @@ class BatchOutcomes:
     points: dict[str, PointOutcomes] = field(default_factory=dict)
 
 
-class ResultFolder:
-    """A results folder opened for one sweep.
+class Folder:
+    """A folder that one command fills piece by piece and goes on with after an interruption: of `sweep` or `profile`.
 
     Args:
         path: the folder; created if missing.
         evaluation: everything but the points that decides outcomes (data and subset fingerprints, precision, ...).
-        points: identifier and description of each point of the sweep.
-        fresh: throw away what an earlier sweep left in the folder.
+        points: identifier and description of each point, or of each piece that is recorded as a whole.
+        fresh: throw away what an earlier command left in the folder.
 
     Raises:
         InputError: if the folder cannot be used, holds other files, is in use, or holds another experiment.
     """
+
+    maker: ClassVar[str]
+    """The command that fills it. Its manifest, `maker`.json, is what makes a folder one of these."""
+    format: ClassVar[int]
+    files: ClassVar[tuple[str, ...]]
+    """Files and folders that `fresh` removes, but for the manifest, which is replaced and never missing."""
+    products: ClassVar[tuple[str, ...]]
+    """Patterns of tables and figures, which go with them."""
 
     def __init__(
         self, path: Path, evaluation: Mapping[str, Any], points: Mapping[str, str], fresh: bool = False
     ) -> None:
         self.path = path
         self._lock: IO[str] | None = None
-        self.journal = path / "journal.jsonl"
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._refuse_foreign_files()
@@ -100,7 +108,7 @@ class ResultFolder:
             self.close()
             raise
 
-    def __enter__(self) -> ResultFolder:
+    def __enter__(self: _F) -> _F:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -113,9 +121,11 @@ class ResultFolder:
 
     def _refuse_foreign_files(self) -> None:
         """Called before anything is written. A kill can leave the two hidden names without a manifest."""
-        manifest, passing = self.path / "sweep.json", {".lock", ".sweep.json.tmp"}
+        manifest, passing = self.path / f"{self.maker}.json", {".lock", f".{self.maker}.json.tmp"}
         if not manifest.exists() and any(entry.name not in passing for entry in self.path.iterdir()):
-            raise InputError(f"'{self.path}' holds files that no sweep made; give an empty or new folder with --out.")
+            raise InputError(
+                f"'{self.path}' holds files that no {self.maker} made; give an empty or new folder with --out."
+            )
 
     def _take_lock(self) -> None:
         """Held until `close` or the end of the process, however it ends. Without flock, nothing is locked."""
@@ -127,18 +137,18 @@ class ResultFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(
-                    f"another sweep is writing to '{self.path}'; wait for it or give another folder with --out."
+                    f"another {self.maker} is writing to '{self.path}'; wait for it or give another folder with --out."
                 ) from None
 
     def _claim(self, evaluation: dict[str, Any], points: dict[str, str], fresh: bool) -> None:
-        manifest = self.path / "sweep.json"
+        manifest = self.path / f"{self.maker}.json"
         if manifest.exists():
             held = self._read_manifest(manifest)
             if fresh:
                 self._clear()
             else:
                 self._check_same(held, evaluation, points)
-        content = {"format": FORMAT, "evaluation": evaluation, "points": points}
+        content = {"format": self.format, "evaluation": evaluation, "points": points}
         write_text(manifest, json.dumps(content, indent=1) + "\n")
 
     def _read_manifest(self, manifest: Path) -> dict[str, Any]:
@@ -147,14 +157,14 @@ class ResultFolder:
         except ValueError:
             held = None
         if not isinstance(held, dict) or "format" not in held:
-            raise InputError(f"'{manifest}' was not written by a sweep; give another folder with --out.")
+            raise InputError(f"'{manifest}' was not written by a {self.maker}; give another folder with --out.")
         return held
 
     def _check_same(self, held: dict[str, Any], evaluation: dict[str, Any], points: dict[str, str]) -> None:
-        if held.get("format") != FORMAT:
+        if held.get("format") != self.format:
             raise InputError(
-                f"'{self.path}' was written in format {held.get('format')}, this version writes {FORMAT}; give another "
-                "folder with --out."
+                f"'{self.path}' was written in format {held.get('format')}, this version writes {self.format}; give "
+                "another folder with --out."
             )
         remedy = "give another folder with --out, or --fresh to replace what is there."
         for key, value in evaluation.items():
@@ -173,13 +183,16 @@ class ResultFolder:
             )
 
     def _clear(self) -> None:
-        for name in ("journal.jsonl", "results.csv", "provenance.json"):  # the manifest is replaced, never missing
-            (self.path / name).unlink(missing_ok=True)
-        for product in ("accuracy_flops.*", "fig[0-9].*", "table[0-9].*", "results_table.*"):
-            for file in self.path.glob(product):
+        for file in [file for pattern in (*self.files, *self.products) for file in self.path.glob(pattern)]:
+            if file.is_dir():
+                shutil.rmtree(file, ignore_errors=True)
+            else:
                 file.unlink()
-        for name in ("records", "outcomes", "examples"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def record(self, point: str) -> dict[str, Any]:
+        """The record of a finished point."""
+        content: dict[str, Any] = json.loads((self.path / "records" / f"{point}.json").read_text(encoding="utf-8"))
+        return content
 
     def is_done(self, point: str) -> bool:
         """Whether a point has been evaluated on every image; a record that cannot be read is none."""
@@ -187,6 +200,20 @@ class ResultFolder:
             return isinstance(self.record(point), dict)
         except (OSError, ValueError):
             return False
+
+
+class ResultFolder(Folder):
+    """A results folder opened for one sweep; see `Folder`."""
+
+    maker = "sweep"
+    format = FORMAT
+    files = ("journal.jsonl", "results.csv", "provenance.json", "records", "outcomes", "examples")
+    products = ("accuracy_flops.*", "fig[0-9].*", "table[0-9].*", "results_table.*")
+
+    @property
+    def journal(self) -> Path:
+        """The file of what has been evaluated of points that are not finished."""
+        return self.path / "journal.jsonl"
 
     def append(self, batch: BatchOutcomes) -> None:
         """Adds one batch to the journal and hands it to the operating system."""
@@ -218,11 +245,6 @@ class ResultFolder:
         if examples:
             write_text(self.path / "examples" / f"{point}.json", json.dumps(list(examples)) + "\n")
         write_text(self.path / "records" / f"{point}.json", json.dumps(dict(record), indent=1) + "\n")
-
-    def record(self, point: str) -> dict[str, Any]:
-        """The record of a finished point."""
-        content: dict[str, Any] = json.loads((self.path / "records" / f"{point}.json").read_text(encoding="utf-8"))
-        return content
 
     def write_results(self, rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         """Writes results.csv, one row per point in the order given, and returns it."""

@@ -7,7 +7,7 @@ import inspect
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
@@ -19,11 +19,12 @@ import timm
 import torch
 from torchvision.transforms.functional import to_pil_image
 
-from tokenmerge_bench.data import ImageSet, Indices, Transform, Unreadable, eval_transform, iter_batches, subset
+from tokenmerge_bench.data import ImageSet, Indices, Unreadable, default_workers, eval_transform, iter_views, subset
 from tokenmerge_bench.datasets import open_dataset
-from tokenmerge_bench.engine import Evaluator, Hardware, Reporter, evaluate, open_device, prepare
+from tokenmerge_bench.engine import Engine, Evaluator, Reporter, evaluate, prepare
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment, available
+from tokenmerge_bench.hardware import Hardware, open_hardware
 from tokenmerge_bench.models import LoadedModel, load_model
 from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.points import UNREDUCED, Point, plan
@@ -31,6 +32,7 @@ from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
+from tokenmerge_bench.trie import reason
 
 
 @dataclass
@@ -48,11 +50,13 @@ class _Job:
     """One model with its points and what is known of them."""
 
     loaded: LoadedModel
-    transform: Transform
     points: list[Point]
     missing: list[str]
     """Methods of the experiment that cannot be run here."""
     done: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Points that the journal has, by chunk."""
+    journal: list[BatchOutcomes] = field(default_factory=list)
+    evaluators: dict[str, Evaluator] = field(default_factory=dict)
 
 
 def run_sweep(
@@ -63,7 +67,9 @@ def run_sweep(
     device: str = "cpu",
     out: Path | None = None,
     fresh: bool = False,
-    workers: int = 0,
+    workers: int | None = None,
+    compiled: bool = False,
+    graphs: bool = False,
     reporter: Reporter,
 ) -> SweepResult:
     """Runs an experiment, or what is left of it, into a results folder.
@@ -75,17 +81,19 @@ def run_sweep(
         device: as torch names it.
         out: results folder; by default one under `results/` whose name follows from the experiment.
         fresh: start over even if the folder holds earlier results.
-        workers: processes that decode images.
+        workers: processes that decode images; None chooses their number.
+        compiled: compile the halves of blocks. That changes roundings, so it is part of what an evaluation is.
+        graphs: replay full batches from a CUDA graph.
         reporter: told how it goes.
 
     Raises:
         InputError: before anything is evaluated, if something given is wrong.
     """
-    if workers < 0:
+    if workers is not None and workers < 0:
         raise InputError(f"--workers {workers} is negative; give 0 to decode images in this process, or more.")
     methods, missing = available(experiment)
     budgets = experiment.all_budgets()
-    hardware = Hardware(open_device(device), getattr(torch, experiment.dtype))
+    hardware = open_hardware(device, getattr(torch, experiment.dtype), compiled, graphs)
     if experiment.dataset is None:
         raise InputError(f"experiment '{name}' leaves the choice of images to you; name them with --dataset.")
     data_dir = Path(experiment.data_dir).expanduser() if experiment.data_dir else None
@@ -94,16 +102,15 @@ def run_sweep(
     jobs = []
     for model in dict.fromkeys(experiment.models):
         loaded = _load(model, (weights or {}).get(model), experiment, hardware, images)
-        transform = eval_transform(loaded.data_config, **experiment.preprocessing)
-        planned = plan(loaded, methods, budgets, experiment.seeds, experiment.seed)
-        jobs.append(_Job(loaded, transform, planned, missing))
+        eval_transform(loaded.data_config, **experiment.preprocessing)  # refuses what it cannot follow
+        jobs.append(_Job(loaded, plan(loaded, methods, budgets, experiment.seeds, experiment.seed), missing))
 
     evaluation = _evaluation(experiment, methods, images, chosen, hardware)
     points = {point.id: _describe(point) for job in jobs for point in job.points}
     path = out or _default_folder(images, evaluation, points)
     with ResultFolder(path, evaluation, points, fresh) as folder:
         run = _Run(name, experiment, images, chosen, hardware, folder, reporter)
-        return run.all(jobs, workers)
+        return run.all(jobs, default_workers(hardware.device) if workers is None else workers)
 
 
 class _Run:
@@ -130,13 +137,12 @@ class _Run:
         """Evaluates what is missing, then writes the table and the provenance."""
         # A batch with unreadable images is evaluated again: the fault may have been the disk's, and is then over.
         journal = [batch for batch in self.folder.read_journal() if not batch.unreadable]
-        for batch in journal:
-            for job in jobs:
-                if job.loaded.name == batch.model:
-                    job.done[batch.chunk].update(batch.points)
-        self._announce(jobs, journal)
         for job in jobs:
-            self._evaluate(job, [batch for batch in journal if batch.model == job.loaded.name], workers)
+            job.journal = [batch for batch in journal if batch.model == job.loaded.name]
+            for batch in job.journal:
+                job.done[batch.chunk].update(batch.points)
+        self._announce(jobs, journal)
+        self._evaluate(jobs, workers)
         rows = [row for job in jobs for row in self._rows(job)]
         table = self.folder.write_results(rows)
         # Points of an earlier run remember theirs; its journal is gone.
@@ -173,6 +179,8 @@ class _Run:
         }
         origin = {
             **provenance(self.hardware.device),
+            "compile": self.hardware.compiled,
+            "cuda_graphs": self.hardware.graphs,
             "experiment": self.experiment.model_dump(),
             "dataset": {"name": self.images.name, "fingerprint": self.images.fingerprint},
             "subset": {"images": len(self.chosen), "fingerprint": _digest(self.images.ids[self.chosen])},
@@ -189,31 +197,53 @@ class _Run:
         )
         self.reporter.start(len(runnable) * len(self.chosen), len(finished) * len(self.chosen) + journaled)
 
-    def _evaluate(self, job: _Job, journal: list[BatchOutcomes], workers: int) -> None:
-        missing = [p for p in job.points if p.solution is not None and not self._is_done(p)]
-        self.evaluated |= bool(missing)  # even if the journal has all of it: an earlier run did not get to the end
-        evaluators: dict[str, Evaluator] = {}
-        for point in missing:
-            try:
-                evaluators[point.id] = prepare(job.loaded.model, point)
-            except Exception as error:
-                self.failures[point.id] = f"{type(error).__name__}: {error}".splitlines()[0]
-        if evaluators:
-            size = self.experiment.batch_size
-            complete = {chunk for chunk, points in job.done.items() if points.issuperset(evaluators)}
-            batches = iter_batches(self.images, self.chosen, job.transform, size, workers, complete)
-            # Spread over the choice, which is sorted by class in most folders.
-            wanted = min(self.experiment.examples, len(self.chosen))
-            examples = self.chosen[np.linspace(0, len(self.chosen) - 1, wanted).astype(int)].tolist()
-            outcomes = evaluate(evaluators, batches, job.done, self.hardware, self.reporter, self.failures, examples)
-            for batch in outcomes:
-                batch.model = job.loaded.name
-                self.folder.append(batch)
-                journal.append(batch)
-        self._note_unreadable(journal)
-        for point in missing:
-            if point.id not in self.failures:
-                self._finish(job, evaluators[point.id], journal)
+    def _evaluate(self, jobs: Sequence[_Job], workers: int) -> None:
+        """Takes the images through all points that have not seen them, and finishes the points."""
+        missing = [[p for p in job.points if p.solution is not None and not self._is_done(p)] for job in jobs]
+        self.evaluated |= any(missing)  # even if the journal has all of it: an earlier run did not get to the end
+        for job, points in zip(jobs, missing, strict=True):
+            for point in points:
+                try:
+                    job.evaluators[point.id] = prepare(job.loaded.model, point)
+                except Exception as error:
+                    self.failures[point.id] = reason(error)
+        by_model = {job.loaded.name: job for job in jobs if job.evaluators}
+        for batch in self._outcomes(by_model, workers):
+            self.folder.append(batch)
+            by_model[batch.model].journal.append(batch)
+        self._note_unreadable([batch for job in jobs for batch in job.journal])
+        for job, points in zip(jobs, missing, strict=True):
+            for point in points:
+                if point.id not in self.failures:
+                    self._finish(job, job.evaluators[point.id])
+
+    def _outcomes(self, jobs: Mapping[str, _Job], workers: int) -> Iterator[BatchOutcomes]:
+        """What the points that are missing say, batch by batch, all models in turn."""
+        size, device = self.experiment.batch_size, self.hardware.device
+        # Models that see images alike share them.
+        configs = list({_view(job): job.loaded.data_config for job in jobs.values()}.items())
+        views = [view for view, _ in configs]
+        # Spread over the choice, which is sorted by class in most folders.
+        wanted = min(self.experiment.examples, len(self.chosen))
+        examples = self.chosen[np.linspace(0, len(self.chosen) - 1, wanted).astype(int)].tolist()
+        engines = [
+            Engine(
+                name,
+                job.evaluators,
+                self.hardware,
+                self.reporter,
+                self.failures,
+                examples=examples,
+                view=views.index(_view(job)),
+                batch_size=size,
+            )
+            for name, job in jobs.items()
+        ]
+        chunks = range(-(-len(self.chosen) // size))
+        complete = {c for c in chunks if all(job.done[c].issuperset(job.evaluators) for job in jobs.values())}
+        transforms = [eval_transform(config, **self.experiment.preprocessing) for _, config in configs]
+        batches = iter_views(self.images, self.chosen, transforms, size, workers, complete, device.type == "cuda")
+        return evaluate(engines, batches, {name: job.done for name, job in jobs.items()}, self.hardware)
 
     def _note_unreadable(self, journal: Sequence[BatchOutcomes]) -> None:
         names = {name for batch in journal for name in batch.unreadable}
@@ -224,10 +254,10 @@ class _Run:
             plural = "s were" if len(new) > 1 else " was"
             self.reporter.note(f"{len(new)} image{plural} unreadable and left out for every point: {shown}")
 
-    def _finish(self, job: _Job, evaluator: Evaluator, journal: Sequence[BatchOutcomes]) -> None:
+    def _finish(self, job: _Job, evaluator: Evaluator) -> None:
         """Turns a point's journal lines into its record."""
         point = evaluator.point
-        seen = {batch.chunk: batch for batch in journal if point.id in batch.points}
+        seen = {batch.chunk: batch for batch in job.journal if point.id in batch.points}
         batches = [seen[chunk] for chunk in sorted(seen)]
         indices = np.concatenate([np.array(batch.indices, dtype=np.int64) for batch in batches])
         outcomes = [batch.points[point.id] for batch in batches]
@@ -247,7 +277,6 @@ class _Run:
         hits, hits5 = int((table["rank"] == 0).sum()), int((table["rank"] < 5).sum())
         low, high = wilson_interval(hits, n)
         seconds = [o.seconds for o in outcomes if o.seconds > 0]
-        memory = [o.peak_memory_mb for o in outcomes if o.peak_memory_mb is not None]
         unreduced = next(p for p in job.points if p.method is None).solution
         assert unreduced is not None
         record = {
@@ -261,7 +290,7 @@ class _Run:
             "reduction": round(1 - evaluator.macs.total / unreduced.macs.total, 6),
             "images_per_s": round(n / sum(seconds), 1),
             "latency_ms": round(1000 * median(seconds), 3),
-            "peak_memory_mb": round(max(memory), 1) if memory else None,
+            "peak_memory_mb": None,  # points share their memory; `tmbench profile` measures it
             "unreadable": sorted({name for batch in batches for name in batch.unreadable}),
         }
         merges = {int(index): sites for o in outcomes if o.merges for index, sites in o.merges.items()}
@@ -344,7 +373,8 @@ def _evaluation(
         "preprocessing": json.dumps({**experiment.preprocessing, "img_size": experiment.img_size}, sort_keys=True),
         "examples": experiment.examples,
         "batch size": experiment.batch_size,
-        "dtype": experiment.dtype,
+        # Folders made before anything could be compiled are not.
+        "dtype": f"{experiment.dtype}, compiled" if hardware.compiled else experiment.dtype,
         "device": device_name(hardware.device),
         "torch": torch.__version__,
         "timm": timm.__version__,
@@ -372,6 +402,11 @@ def _default_folder(images: ImageSet, evaluation: Mapping[str, Any], points: Map
 def _digest(ids: Indices) -> str:
     """Fingerprint of a choice of images."""
     return hashlib.sha256(np.sort(ids).astype("<i8").tobytes()).hexdigest()[:16]
+
+
+def _view(job: _Job) -> str:
+    """How a model sees images: equal for two models whose transforms are equal."""
+    return json.dumps(_plain(job.loaded.data_config), sort_keys=True)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

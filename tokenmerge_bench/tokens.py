@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from tokenmerge_bench.assignment import Assignment, HardAssignment, SoftAssignment
+
+
+@dataclass(frozen=True, eq=False)
+class Lineage:
+    """The reductions that led to the tokens of a layer. They are composed when somebody asks, and then once."""
+
+    before: Lineage | None
+    last: Assignment
+
+    @cached_property
+    def source(self) -> Assignment:
+        """Map from the grid cells to the tokens after the last of the reductions."""
+        return self.last if self.before is None else self.before.source.compose(self.last)
+
+    def assignments(self) -> list[Assignment]:
+        """The reductions, first to last."""
+        return [*([] if self.before is None else self.before.assignments()), self.last]
 
 
 @dataclass(frozen=True)
@@ -22,8 +40,8 @@ class Tokens:
     features: Float[Tensor, "B N C"]
     sizes: Float[Tensor, "B N"]
     """Number of original patches that each token stands for."""
-    source: Assignment
-    """Map from the N0 grid cells (row-major) to the N tokens."""
+    lineage: Lineage | None
+    """The reductions before this one; None where there was none."""
     grid: tuple[int, int]
     """Rows and columns of the patch grid."""
     prefix: int
@@ -37,8 +55,17 @@ class Tokens:
     """Keys of the attention just before this site, after k-norm and before scaling."""
     attention: Float[Tensor, "B H T T"] | None = None
     """Softmax weights of that attention, prefix rows and columns included."""
+    received: Float[Tensor, "B N"] | None = None
+    """Attention that each patch token received there from all T queries, summed over heads, float32 or better."""
     attn_out: Float[Tensor, "B N C"] | None = None
     """Output of that attention after the projection, before the residual is added."""
+
+    @cached_property
+    def source(self) -> Assignment:
+        """Map from the N0 grid cells (row-major) to the N tokens."""
+        if self.lineage is None:
+            return HardAssignment.identity(len(self.features), self.features.shape[1], self.features.device)
+        return self.lineage.source
 
     @property
     def cells(self) -> Int[Tensor, "B N0"]:
@@ -61,6 +88,7 @@ class Tokens:
         seed: int = 0,
         keys: Float[Tensor, "B H N D"] | None = None,
         attention: Float[Tensor, "B H T T"] | None = None,
+        received: Float[Tensor, "B N"] | None = None,
         attn_out: Float[Tensor, "B N C"] | None = None,
     ) -> Tokens:
         """Tokens without a model, for tests and notebooks: sizes follow from `cells` (default: one cell each)."""
@@ -72,4 +100,17 @@ class Tokens:
         sizes = source.merge_sizes(torch.ones(cells.shape, dtype=precise, device=features.device))
         if image_ids is None:
             image_ids = torch.zeros(batch, dtype=torch.int64, device=features.device)
-        return cls(features, sizes, source, grid, prefix, image_ids, block, seed, keys, attention, attn_out)
+        return cls(
+            features,
+            sizes,
+            Lineage(None, source),
+            grid,
+            prefix,
+            image_ids,
+            block,
+            seed,
+            keys,
+            attention,
+            received,
+            attn_out,
+        )
