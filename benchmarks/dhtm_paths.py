@@ -89,9 +89,7 @@ def report(model: nn.Module, images: Tensor, asked: list[tuple[Recorded, Tokens,
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, timm {timm.__version__}, {device} ({where}), {len(images)} images")
     for path in paths:
-        print(
-            f"{path}: the merges of float64 in {same_as_float64(path, asked):.1%} of images and sites; others are ties"
-        )
+        print(f"{path}: the merges of float64 in {same_as_float64(path, asked):.1%} of images and sites")
     rivals: dict[str, Callable[[], Tensor]] = {"unreduced": partial(model, images)}
     for path in paths:
         rivals[f"{path} select"] = partial(run, path, asked, apply=False)

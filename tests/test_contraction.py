@@ -363,7 +363,7 @@ def test_whatever_an_image_holds_it_gets_valid_labels(
     spoilt[3] *= value
     pairs = pairs_of(device, spoilt, sizes, edges, steps, similarity)
     assert torch.equal(pairs[[0, 4]], clean[[0, 4]])
-    for labels in Merges(pairs, sizes, "size").labels():
+    for labels in Merges(pairs.to(device), sizes.to(device), "size").labels():
         assert labels.unique().tolist() == list(range(20 - steps))
 
 

@@ -130,8 +130,9 @@ def test_gram_matrix(dtype: torch.dtype, n: int, c: int) -> None:
     x, weights = random(2, n + 1, c).to(dtype)[:, 1:], random(2, n, seed=1).abs()
     found = gram_matrix(x, weights)
     weighted = x.double() * weights.double()[..., None]
-    torch.testing.assert_close(found.double(), weighted @ weighted.transpose(1, 2), rtol=2e-6, atol=2e-5)
-    assert INTERPRETED or torch.equal(found, found.transpose(1, 2))  # numpy sums the two sides in another order
+    torch.testing.assert_close(found.double(), weighted @ weighted.transpose(1, 2), rtol=5e-6, atol=5e-5)
+    if dtype != torch.float32 and not INTERPRETED:  # three terms, or numpy, add up the two sides in another order
+        assert torch.equal(found, found.transpose(1, 2))
 
 
 @here

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tokenmerge_bench.paths import path_for
+from tokenmerge_bench.paths import Path, path_for
 
 
 class Assignment(ABC):
@@ -115,22 +115,23 @@ class HardAssignment(Assignment):
         """See `Assignment.merge`; tokens that stay alone keep their features bit for bit."""
         if self.picks is not None:
             return features.gather(1, self.picks.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
-        if self._has_kernels(features, self.weights):
-            return self._merge_by_kernel(features)
+        path = self._path(features, self.weights)
+        if path != "torch":
+            return self._merge_fast(features, path)
         weighted = features.to(_score_dtype(features)) * self.coefficients.unsqueeze(-1)
         return _segment_sum(weighted, self.labels, self.n_out).to(features.dtype)
 
     def merge_sequence(self, x: Float[Tensor, "B T C"], values: Float[Tensor, "B N C"]) -> Float[Tensor, "B S C"]:
-        """See `Assignment.merge_sequence`; one kernel where values are a part of x."""
-        prefix = x.shape[1] - self.n_in
+        """See `Assignment.merge_sequence`; in one go where values are a part of x."""
+        prefix, path = x.shape[1] - self.n_in, self._path(x, self.weights)
         is_part = values.data_ptr() == x[:, prefix:].data_ptr() and values.stride() == x.stride()
-        if is_part and self.picks is None and self._has_kernels(x, self.weights):
-            return self._merge_by_kernel(x)
+        if path != "torch" and is_part and self.picks is None:
+            return self._merge_fast(x, path)
         return super().merge_sequence(x, values)
 
     def merge_sizes(self, sizes: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
         """Sums of the members' sizes."""
-        if not self._has_kernels(sizes):
+        if self._path(sizes) != "triton":
             return _segment_sum(sizes, self.labels, self.n_out)
         if sizes is self.weights:
             return self._members[2]
@@ -138,8 +139,12 @@ class HardAssignment(Assignment):
 
         return members(self.labels, sizes, self.n_out)[2]
 
-    def _merge_by_kernel(self, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B S C"]:
-        """The merged sequence; what stands before the last N tokens is copied."""
+    def _merge_fast(self, x: Float[Tensor, "B T C"], path: Path) -> Float[Tensor, "B S C"]:
+        """The merged sequence, by numba or Triton; what stands before the last N tokens is copied."""
+        if path == "numba":
+            from tokenmerge_bench import _numba
+
+            return _numba.merge_rows(x, self.labels, self.coefficients, self.n_out)
         from tokenmerge_bench.kernels.merge import merge
 
         weights = self._precise_weights()
@@ -153,14 +158,17 @@ class HardAssignment(Assignment):
 
         return members(self.labels, self._precise_weights(), self.n_out)
 
-    def _has_kernels(self, *values: Tensor | None) -> bool:
-        """Whether the kernels do it: Triton is the path, nothing is traced, and nobody wants gradients of the values."""
+    def _path(self, *values: Tensor | None) -> Path:
+        """Plain torch where something is traced or gradients of the values are wanted; else what suits the device."""
         wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
-        if wanted or torch._C._get_tracing_state() is not None or path_for(self.labels.device) != "triton":
-            return False
-        from tokenmerge_bench.kernels.merge import MOST_TOKENS
+        if wanted or torch._C._get_tracing_state() is not None:
+            return "torch"
+        path = path_for(self.labels.device)
+        if path == "triton":
+            from tokenmerge_bench.kernels.merge import MOST_TOKENS
 
-        return self.n_in < MOST_TOKENS
+            return path if self.n_in < MOST_TOKENS else "torch"
+        return path
 
     def unmerge(self, outputs: Float[Tensor, "B M C"]) -> Float[Tensor, "B N C"]:
         """Copies of the output tokens, one per member."""

@@ -48,8 +48,8 @@ def token_edges(cells: Int[Tensor, "B N0"], edges: Int[Tensor, "E 2"]) -> Int[Te
         from tokenmerge_bench.kernels import contraction as kernels
 
         return kernels.token_edges(cells, edges)
-    ends = cells[:, edges]
-    return torch.stack([ends.amin(-1), ends.amax(-1)], dim=-1)
+    a, b = cells[:, edges].unbind(-1)  # amin over two ends takes ten times as long on the CPU
+    return torch.stack([torch.minimum(a, b), torch.maximum(a, b)], dim=-1)
 
 
 def adjacency(cells: Int[Tensor, "B N0"], edges: Int[Tensor, "E 2"], n: int) -> Bool[Tensor, "B N N"]:

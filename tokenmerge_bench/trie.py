@@ -128,7 +128,7 @@ def is_out_of_memory(error: Exception) -> bool:
     """Whether a device, or the host, had no memory left."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    words = ("can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    words = ("out of memory", "can't allocate memory", "not enough memory", "_ALLOC_FAILED")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
 
 

@@ -81,7 +81,12 @@ def sized_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
     return out
 
 
-_traceable = torch.library.custom_op("tokenmerge_bench::sized_attention", sized_attention, mutates_args=())
+_traceable = torch.library.custom_op(
+    "tokenmerge_bench::sized_attention",
+    sized_attention,
+    mutates_args=(),
+    tags=(torch.Tag.flexible_layout,),  # the kernel reads any strides: nothing needs to be copied for it
+)
 """The same for torch.compile, which cannot look into a launch; a call of an operator costs more than a plain one."""
 
 
