@@ -1,16 +1,23 @@
 """What a sweep saves against evaluating its points one at a time.
 
     python benchmarks/sweep_sharing.py [--methods ...] [--budgets 0.7,0.5,0.4] [--limit 400] [--device cpu]
-    python benchmarks/sweep_sharing.py --models deit_small_patch16_224 --jpegs 2048 --batch-size 256 --device cuda
+    python benchmarks/sweep_sharing.py --models deit_small_patch16_224 --jpegs 50000 --batch-size 256 --device cuda
+        --dtype bfloat16 --cuda-graphs --alone 0 --processes 2
 
 Three ways over the same points and images, in one run: the sweep; every point alone, one after the other in this
-process, each decoding the images anew; and, with --processes, a process per point, as is usual, of which some may
-be measured for all. The bound is the greater of two times that no sweep gets below: decoding all images once, and
-computing once every piece of work that differs. The sweep is measured before and after the rival, and the mean counts.
-Predictions of sweep and single runs are compared, and where they differ the distance of the two best logits is shown.
+process, each decoding the images anew (or some of them, with --alone, for all); and, with --processes, a process per
+point, as is usual, of which some are measured for all. The bound is the greater of two times that no sweep gets below:
+decoding all images once, and computing once every piece of work that differs, on images that lie in memory. Where every
+point runs alone, the sweep is measured before and after them, and the mean counts. Predictions of sweep and single runs
+are compared, and where they differ the distance of the two best logits is shown.
 """
 
+# ruff: noqa: E402 (importing torch is a part of what a process per point costs)
 from __future__ import annotations
+
+import time
+
+STARTED = time.perf_counter()
 
 import argparse
 import dataclasses
@@ -19,41 +26,32 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tokenmerge_bench.data import default_workers, eval_transform, iter_views, load_batch, subset
+from tokenmerge_bench.data import Batch, default_workers, eval_transform, iter_views, load_batch, subset
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.display import SilentReporter
-from tokenmerge_bench.engine import Engine, Evaluator, Launched, evaluate, prepare
+from tokenmerge_bench.engine import Engine, Evaluator, evaluate, prepare
 from tokenmerge_bench.experiment import available, load_experiment
 from tokenmerge_bench.hardware import open_hardware
 from tokenmerge_bench.imagenet import wordnet_ids
 from tokenmerge_bench.images import ImageSet, Indices
 from tokenmerge_bench.models import LoadedModel, build_model, data_config, load_model
 from tokenmerge_bench.points import Point, plan
-from tokenmerge_bench.store import BatchOutcomes
+from tokenmerge_bench.provenance import hardware_name
 
 Predictions = dict[str, list[int]]
-
-
-class Added(Engine):
-    """An engine that adds up the time of every piece of work that it ran."""
-
-    worked = 0.0
-
-    def finish(self, launched: Launched) -> BatchOutcomes:
-        """See `Engine.finish`."""
-        outcomes = super().finish(launched)
-        self.worked += sum(sum(part.laps.seconds().values()) for part in launched.parts)
-        return outcomes
+_ENOUGH = 8192
+"""Images after which the time to decode one is known."""
+_DIFFERENT = 500
 
 
 @dataclass
@@ -108,36 +106,53 @@ class Setup:
             found.setdefault(point.model, {})[point.id] = prepare(models[point.model], point)
         return found
 
-    def run(self, evaluators: dict[str, dict[str, Evaluator]]) -> tuple[float, float, Predictions]:
-        """Seconds in all, seconds of the pieces of work, and predictions, of points that are evaluated together."""
+    def run(self, evaluators: dict[str, dict[str, Evaluator]], held: int = 0) -> tuple[float, Predictions]:
+        """Seconds and predictions of points that are evaluated together.
+
+        With `held`, on so many full batches that lie in memory, after two that are not timed.
+        """
         failures: dict[str, str] = {}
         predictions: Predictions = {}
         size = self.experiment.batch_size
         engines = [
-            Added(name, own, self.hardware, SilentReporter(), failures, view=view, batch_size=size)
+            Engine(name, own, self.hardware, SilentReporter(), failures, view=view, batch_size=size)
             for view, (name, own) in enumerate(evaluators.items())
         ]
         configs = [loaded.data_config for loaded in self.loaded if loaded.name in evaluators]
-        self._wait()
-        start = time.perf_counter()
         pin = self.hardware.device.type == "cuda"
         transforms = [eval_transform(config) for config in configs]
-        batches = iter_views(self.images, self.chosen, transforms, size, self.workers, pin=pin)
-        for outcomes in evaluate(engines, batches, {}, self.hardware):
+        batches: Iterable[Sequence[Batch]]
+        if held:
+            views = next(iter(iter_views(self.images, self.chosen, transforms, size, 0, pin=pin)))
+            batches = [views] * (2 + held)
+        else:
+            batches = iter_views(self.images, self.chosen, transforms, size, self.workers, pin=pin)
+        self._wait()
+        start = time.perf_counter()
+        for done, outcomes in enumerate(evaluate(engines, batches, {}, self.hardware), start=1):
             for name, outcome in outcomes.points.items():
                 predictions.setdefault(name, []).extend(outcome.prediction)
+            if held and done == 2 * len(engines):
+                start = time.perf_counter()
         self._wait()
         if failures:
             raise RuntimeError(str(failures))
-        return time.perf_counter() - start, sum(engine.worked for engine in engines), predictions
+        return time.perf_counter() - start, predictions
 
     def decode(self) -> float:
-        """Seconds to decode all images once, for one model."""
+        """Seconds to decode all images once, for one model; of very many, from the first."""
+        chosen = self.chosen[:_ENOUGH]
         start = time.perf_counter()
         transforms = [eval_transform(self.loaded[0].data_config)]
-        for _ in iter_views(self.images, self.chosen, transforms, self.experiment.batch_size, self.workers):
+        for _ in iter_views(self.images, chosen, transforms, self.experiment.batch_size, self.workers):
             pass
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) * len(self.chosen) / len(chosen)
+
+    def work(self, evaluators: dict[str, dict[str, Evaluator]]) -> float:
+        """Seconds to compute what differs between the points, once for every image."""
+        size = min(self.experiment.batch_size, len(self.chosen))
+        held = max(1, min(20, len(self.chosen) // size))
+        return self.run(evaluators, held)[0] * len(self.chosen) / (held * size)
 
     def margin(self, evaluator: Evaluator, position: int) -> float:
         """Distance of the two best logits of one image, in the batch in which it was evaluated."""
@@ -171,7 +186,9 @@ def main() -> None:
     parser.add_argument("--cuda-graphs", action="store_true")
     parser.add_argument("--jpegs", type=int, help="make so many JPEG files of 500x375, ImageNet's usual size")
     parser.add_argument("--replicate", type=Path, help="and take them from this folder of images, over and over")
+    parser.add_argument("--alone", type=int, metavar="M", help="run M of the points alone in this process; else all")
     parser.add_argument("--processes", type=int, metavar="M", help="run M of the points in processes of their own")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="torch threads")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a point, in a process of its own; `all` for the sweep
     given = parser.parse_args()
@@ -181,56 +198,75 @@ def main() -> None:
         setup = Setup(given)
         setup.run(setup.prepare([point for point in setup.points() if given.only in ("all", point.id)]))
         return
+    made = time.perf_counter()
     with jpegs(given.jpegs, given.replicate) as folder:
         if folder is not None:
             given.dataset = str(folder)
             given.limit = 0 if given.limit is None else given.limit
-        report(given)
+        report(given, started=STARTED + time.perf_counter() - made)
 
 
-def report(given: argparse.Namespace) -> None:
+def report(given: argparse.Namespace, started: float) -> None:
     """Runs all ways."""
     setup = Setup(given)
     points = setup.points()
     evaluators = setup.prepare(points)
-    single = [{model: {name: own}} for model, group in evaluators.items() for name, own in group.items()]
     batches = -(-len(setup.chosen) // setup.experiment.batch_size)
     print(
-        f"torch {torch.__version__}, {setup.hardware.device} ({torch.get_num_threads()} threads, {setup.workers} "
-        f"workers), {given.dtype}; {len(points)} points of {', '.join(setup.experiment.models)} on {len(setup.chosen)} "
-        f"images in {batches} batches"
+        f"torch {torch.__version__}, {hardware_name(setup.hardware.device)}, {setup.workers} workers, {given.dtype}, "
+        f"compile {given.compile}, CUDA graphs {given.cuda_graphs}; {len(points)} points of "
+        f"{', '.join(setup.experiment.models)} on {len(setup.chosen)} images in {batches} batches",
+        flush=True,
     )
     warm = dataclasses.replace(setup, given=given)
     warm.chosen = setup.chosen[: min(len(setup.chosen), 2 * setup.experiment.batch_size)]
     warm.run(evaluators)  # libraries allocate, kernels are built
-    first, worked, together = setup.run(evaluators)
+    sweep, together = setup.run(evaluators)
+    whole = time.perf_counter() - started
+    print(f"sweep                       {sweep:9.2f} s", flush=True)
+
+    single = [{model: {name: own}} for model, group in evaluators.items() for name, own in group.items()]
+    measured = spread(single, len(single) if given.alone is None else given.alone)
     times = []
     apart: Predictions = {}
-    for one in single:
-        seconds, _, found = setup.run(one)
+    for one in measured:
+        seconds, found = setup.run(one)
         times.append(seconds)
         apart |= found
-    second, worked_again, _ = setup.run(evaluators)
-    sweep, decode, rival = (first + second) / 2, setup.decode(), sum(times)
-    work = (worked + worked_again) / 2
-    print(f"each point alone, in turn   {rival:9.2f} s   (the slowest {max(times):.2f} s)")
-    print(
-        f"sweep                       {sweep:9.2f} s   ({first:.2f} and {second:.2f}); {sweep / rival:.3f} of the rival"
-    )
+    if len(measured) == len(single):
+        again, _ = setup.run(evaluators)
+        print(f"sweep, once more            {again:9.2f} s")
+        sweep = (sweep + again) / 2
+    if measured:
+        rival = sum(times) / len(times) * len(single)
+        how = extrapolated(len(times), len(single))
+        print(f"each point alone, in turn   {rival:9.2f} s   (the slowest {max(times):.2f} s){how}")
+        print(f"sweep over that             {sweep / rival:9.3f}")
+    decode, work = setup.decode(), setup.work(evaluators)
     bound = max(decode, work)
     print(f"bound                       {bound:9.2f} s   (decoding {decode:.2f}, work that differs {work:.2f})")
-    print(f"sweep over bound            {sweep / bound:9.3f}")
+    print(f"sweep over bound            {sweep / bound:9.3f}", flush=True)
     compare(setup, {name: own for group in evaluators.values() for name, own in group.items()}, together, apart)
     if given.processes:
-        processes(given, points)
+        processes(given, points, whole)
+
+
+def spread(items: list[Any], count: int) -> list[Any]:
+    """So many of the items, evenly spread."""
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def extrapolated(measured: int, total: int) -> str:
+    """Says so where not all were measured."""
+    return "" if measured == total else f", extrapolated from {measured} of {total}"
 
 
 def compare(setup: Setup, evaluators: dict[str, Evaluator], together: Predictions, apart: Predictions) -> None:
     """Says where predictions of the sweep and of single runs differ, and by how little the logits decide there."""
-    total = sum(map(len, together.values()))
+    total = sum(map(len, apart.values()))
     found = [
         (name, position)
-        for name in together
+        for name in apart
         for position in np.flatnonzero(np.array(together[name]) != np.array(apart[name])).tolist()
     ]
     print(f"predictions that differ     {len(found):9d}     of {total}")
@@ -239,28 +275,28 @@ def compare(setup: Setup, evaluators: dict[str, Evaluator], together: Prediction
         print(f"    {name}, image {position}: the two best logits are {margin:.2g} apart")
 
 
-def processes(given: argparse.Namespace, points: list[Point]) -> None:
-    """A process per point against one process for all; everything from the start of Python on."""
-    command = [sys.executable, *sys.argv, "--dataset", given.dataset] if given.dataset else [sys.executable, *sys.argv]
-    step = max(1, len(points) // given.processes)
-    measured = points[::step][: given.processes]
-
-    def seconds(only: str) -> float:
+def processes(given: argparse.Namespace, points: list[Point], whole: float) -> None:
+    """A process per point against this one, which had evaluated all `whole` seconds after Python had started."""
+    command = [sys.executable, *sys.argv, *(["--dataset", given.dataset] if given.dataset else []), "--limit"]
+    command.append(str(given.limit if given.limit is not None else load_experiment(given.experiment).limit or 0))
+    measured = spread(points, given.processes)
+    alone = []
+    for point in measured:
         start = time.perf_counter()
-        subprocess.run([*command, "--only", only], check=True, stdout=subprocess.DEVNULL)
-        return time.perf_counter() - start
-
-    alone = [seconds(point.id) for point in measured]
-    whole = seconds("all")
+        subprocess.run([*command, "--only", point.id], check=True, stdout=subprocess.DEVNULL)
+        alone.append(time.perf_counter() - start)
     rival = sum(alone) / len(alone) * len(points)
-    how = "" if len(alone) == len(points) else f", extrapolated from {len(alone)} of {len(points)}"
-    print(f"a process per point         {rival:9.2f} s{how}")
-    print(f"one process for all         {whole:9.2f} s   {whole / rival:.3f} of the rival")
+    print(f"a process per point         {rival:9.2f} s{extrapolated(len(alone), len(points))}")
+    print(f"one process for all         {whole:9.2f} s   (with its start, planning and kernels)")
+    print(f"a process per point takes   {rival / whole:9.2f} times as long")
 
 
 @contextmanager
 def jpegs(number: int | None, source: Path | None) -> Iterator[Path | None]:
-    """A folder of that many JPEG files in class folders, gone afterwards; None if there are to be none."""
+    """A folder of that many JPEG files in class folders, gone afterwards; None if there are to be none.
+
+    A few hundred are different; the others are further names of these files, to be opened and decoded like all.
+    """
     if number is None:
         yield None
         return
@@ -271,13 +307,13 @@ def jpegs(number: int | None, source: Path | None) -> Iterator[Path | None]:
         for index in range(number):
             target = folder / classes[index % len(classes)] / f"{index}.JPEG"
             target.parent.mkdir(exist_ok=True)
-            if not files:
-                smooth(index).save(target, quality=90)
-            elif index < len(files):
+            first = index % min(number, len(files) or _DIFFERENT)
+            if index == first and files:
                 with Image.open(files[index]) as image:
                     image.convert("RGB").resize((500, 375)).save(target, quality=90)
+            elif index == first:
+                smooth(index).save(target, quality=90)
             else:
-                first = index % len(files)
                 os.link(folder / classes[first % len(classes)] / f"{first}.JPEG", target)
         yield folder
     finally:

@@ -221,6 +221,7 @@ BAD: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
     ("unknown precision", ["--dtype", "float8"], {}, ["--dtype float8", "float32"]),
     ("no images wanted", ["--limit", "-1"], {}, ["--limit -1", "0 for all"]),
     ("no workers", ["--workers", "-1"], {}, ["--workers -1", "0 to decode"]),
+    ("graphs without CUDA", ["--cuda-graphs"], {}, ["--cuda-graphs needs a CUDA device", "--device cuda"]),
     ("no batch", ["--batch-size", "0"], {}, ["--batch-size 0"]),
     ("no seeds", ["--seeds", "0"], {}, ["--seeds 0"]),
     ("no such plugin", ["--plugin", "{}/none.py"], {}, ["{}/none.py", "not a file"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -16,7 +17,7 @@ from sweeping import TINY, TINY_BRIGHT, Recorder, contents, experiment, lasting,
 
 from tokenmerge_bench.budgets import Budget
 from tokenmerge_bench.clocks import NoLaps
-from tokenmerge_bench.data import Batch, eval_transform, iter_views, subset
+from tokenmerge_bench.data import Batch, default_workers, eval_transform, iter_views, subset
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.engine import Engine, Evaluator, Part, evaluate, prepare
 from tokenmerge_bench.errors import InputError
@@ -371,6 +372,15 @@ def test_flags_that_would_do_nothing_are_refused(monkeypatch: pytest.MonkeyPatch
     assert open_hardware("cpu", torch.float32, False, False) == CPU
 
 
+def test_a_gpu_gets_worker_processes_by_default_and_the_cpu_keeps_its_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert default_workers(torch.device("cpu")) == 0
+    for processors, expected in ((1, 1), (8, 8), (64, 16)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=processors: set(range(n)))
+        assert default_workers(torch.device("cuda")) == expected
+
+
 COMPILED = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -415,5 +425,6 @@ def test_compiled_results_are_no_others(weights: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr("tokenmerge_bench.pieces._compiled", lambda function: function)
     chosen, more = experiment(methods=["dhtm"], limit=2), {"weights": {TINY: weights}, "out": tmp_path / "out"}
     run_sweep(chosen, compiled=True, reporter=Recorder(), **more)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["compile"] is True
     with pytest.raises(InputError, match=r"another experiment \(dtype was float32, compiled, now float32\)"):
         run_sweep(chosen, reporter=Recorder(), **more)  # type: ignore[arg-type]
