@@ -20,7 +20,7 @@ import time
 STARTED = time.perf_counter()
 
 import argparse
-import dataclasses
+import copy
 import os
 import shutil
 import subprocess
@@ -188,15 +188,14 @@ def main() -> None:
     parser.add_argument("--replicate", type=Path, help="and take them from this folder of images, over and over")
     parser.add_argument("--alone", type=int, metavar="M", help="run M of the points alone in this process; else all")
     parser.add_argument("--processes", type=int, metavar="M", help="run M of the points in processes of their own")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="torch threads")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # a point, in a process of its own; `all` for the sweep
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # a point, in a process of its own
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     if given.only:
         setup = Setup(given)
-        setup.run(setup.prepare([point for point in setup.points() if given.only in ("all", point.id)]))
+        setup.run(setup.prepare([point for point in setup.points() if given.only == point.id]))
         return
     made = time.perf_counter()
     with jpegs(given.jpegs, given.replicate) as folder:
@@ -218,7 +217,7 @@ def report(given: argparse.Namespace, started: float) -> None:
         f"{', '.join(setup.experiment.models)} on {len(setup.chosen)} images in {batches} batches",
         flush=True,
     )
-    warm = dataclasses.replace(setup, given=given)
+    warm = copy.copy(setup)
     warm.chosen = setup.chosen[: min(len(setup.chosen), 2 * setup.experiment.batch_size)]
     warm.run(evaluators)  # libraries allocate, kernels are built
     sweep, together = setup.run(evaluators)

@@ -23,6 +23,8 @@ CAPTION = (
     "the unreduced model; single settings of the same FLOPs are moved apart."
 )
 COLUMNS = 4
+ACROSS = ("batch_size", "mode", "dtype")
+"""What panels stand side by side for, if there are several."""
 HEIGHT = 2.1
 """Of a row of panels, in inches."""
 FLOOR = -100.0
@@ -92,10 +94,12 @@ def draw(profile: Profile) -> Figure:
 
 
 def grid(keys: Sequence[Key]) -> tuple[Figure, dict[Key, Axes]]:
-    """A panel for each group: batch sizes from left to right, everything else from top to bottom."""
+    """A panel for each group: batch sizes, or what else varies, from left to right, the rest from top to bottom."""
+    values = {name: {key[place] for key in keys} for place, name in enumerate(GROUP)}
+    varies = next((name for name in ACROSS if len(values[name]) > 1), ACROSS[0])
     lines: dict[Key, list[Key]] = {}
     for key in keys:
-        lines.setdefault(tuple(v for v, name in zip(key, GROUP, strict=True) if name != "batch_size"), []).append(key)
+        lines.setdefault(tuple(v for v, name in zip(key, GROUP, strict=True) if name != varies), []).append(key)
     columns = min(max(map(len, lines.values())), COLUMNS)
     cells = [line[i : i + columns] for line in lines.values() for i in range(0, len(line), columns)]
     width = SINGLE if columns == 1 else DOUBLE

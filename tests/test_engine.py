@@ -25,8 +25,9 @@ from tokenmerge_bench.hardware import Courier, Hardware, open_hardware
 from tokenmerge_bench.images import ArrayImages
 from tokenmerge_bench.models import LoadedModel, load_model
 from tokenmerge_bench.options import parse_method
-from tokenmerge_bench.pieces import Choose, Embed, Mlp, Piece, State
+from tokenmerge_bench.pieces import Choose, Embed, Mlp, Piece, State, _identity
 from tokenmerge_bench.points import Point, plan
+from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.store import BatchOutcomes, read_results
 from tokenmerge_bench.sweep import SweepResult, run_sweep
 from tokenmerge_bench.trie import is_out_of_memory
@@ -428,3 +429,14 @@ def test_compiled_results_are_no_others(weights: Path, tmp_path: Path, monkeypat
     assert json.loads((tmp_path / "out" / "provenance.json").read_text())["compile"] is True
     with pytest.raises(InputError, match=r"another experiment \(dtype was float32, compiled, now float32\)"):
         run_sweep(chosen, reporter=Recorder(), **more)  # type: ignore[arg-type]
+
+
+def test_reducers_that_differ_in_anything_set_on_them_share_nothing() -> None:
+    first, second = (list_methods()["dhtm"]() for _ in range(2))
+    assert _identity(first) == _identity(second)
+    for name, value in (("shift", 3), ("prefix", 2), ("head_width", 32), ("proportional_attention", False)):
+        other = list_methods()["dhtm"]()
+        setattr(other, name, value)
+        assert _identity(other) != _identity(first)
+    tomes = [list_methods()["tome"]() for _ in range(2)]  # whose knobs are objects of their own
+    assert _identity(tomes[0]) == _identity(tomes[1])

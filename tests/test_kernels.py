@@ -26,6 +26,8 @@ from tokenmerge_bench.grid import OFFSETS, all_pairs, cell_edges, token_edges
 from tokenmerge_bench.methods.random import Pair, contract_at_random
 from tokenmerge_bench.methods.tome import best_partners, merge_best
 from tokenmerge_bench.paths import use_path
+from tokenmerge_bench.reduced_vit import AttentionTap, Pass, log_sizes, size_bias
+from tokenmerge_bench.reducers import Need
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::Depre
 def test_kernels_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__]
     root = Path(__file__).parent.parent
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -274,6 +276,31 @@ def test_a_size_bias_in_float32_is_a_mask() -> None:
     torch.testing.assert_close(attention(x, attn_mask=SizeBias(sizes)), attention(x, attn_mask=mask))
     with pytest.raises(TypeError, match="only as attn_mask"):
         torch.softmax(SizeBias(sizes), 0)  # type: ignore[arg-type]
+
+
+@here
+def test_other_arguments_of_attention_are_not_ignored() -> None:
+    from tokenmerge_bench.kernels.attention import SizeBias
+
+    q, k, v = random(2, 10, 3, 2, 16).half().permute(2, 0, 3, 1, 4).unbind(0)
+    bias: Any = SizeBias((random(2, 9, seed=5).abs() * 9).ceil())
+    mask = F.pad(bias.sizes.log().half(), (1, 0))[:, None, None, :]
+    settings: list[dict[str, Any]] = [{"scale": 0.5}, {"dropout_p": 1.0}]
+    for given in settings:
+        expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, **given)
+        torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, attn_mask=bias, **given), expected)
+        torch.testing.assert_close(F.scaled_dot_product_attention(q, k, v, bias, **given), expected)
+
+
+@here
+@pytest.mark.parametrize("needs", [frozenset(), frozenset({"attention"}), frozenset({"received"})])
+def test_attention_that_is_not_fused_gets_a_mask(needs: frozenset[Need]) -> None:
+    attention, x = Attention(32, num_heads=2, qkv_bias=True).eval().to(DEVICE), random(2, 10, 32)
+    tapped = AttentionTap(attention, needs).attention
+    carried = Pass(torch.zeros(2, dtype=torch.int64), (random(2, 9, seed=5).abs() * 9).ceil(), proportional=True)
+    expected = attention(x, attn_mask=log_sizes(carried, x))
+    with use_path("triton"):
+        torch.testing.assert_close(tapped(x, attn_mask=size_bias(carried, x, tapped)), expected)
 
 
 @here

@@ -124,9 +124,10 @@ class HardAssignment(Assignment):
     def merge_sequence(self, x: Float[Tensor, "B T C"], values: Float[Tensor, "B N C"]) -> Float[Tensor, "B S C"]:
         """See `Assignment.merge_sequence`; in one go where values are a part of x."""
         prefix, path = x.shape[1] - self.n_in, self._path(x, self.weights)
-        is_part = values.data_ptr() == x[:, prefix:].data_ptr() and values.stride() == x.stride()
-        if path != "torch" and is_part and self.picks is None:
-            return self._merge_fast(x, path)
+        if path != "torch" and self.picks is None:
+            patches = x[:, prefix:]
+            if values.data_ptr() == patches.data_ptr() and values.stride() == patches.stride():
+                return self._merge_fast(x, path)
         return super().merge_sequence(x, values)
 
     def merge_sizes(self, sizes: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
@@ -144,6 +145,7 @@ class HardAssignment(Assignment):
         if path == "numba":
             from tokenmerge_bench import _numba
 
+            # Working out the coefficients raises where a label is out of range, which the compiled code would not.
             return _numba.merge_rows(x, self.labels, self.coefficients, self.n_out)
         from tokenmerge_bench.kernels.merge import merge
 
@@ -159,9 +161,9 @@ class HardAssignment(Assignment):
         return members(self.labels, self._precise_weights(), self.n_out)
 
     def _path(self, *values: Tensor | None) -> Path:
-        """Plain torch where something is traced or gradients of the values are wanted; else what suits the device."""
+        """Plain torch where gradients of the values are wanted; else what suits the device."""
         wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
-        if wanted or torch._C._get_tracing_state() is not None:
+        if wanted:
             return "torch"
         path = path_for(self.labels.device)
         if path == "triton":

@@ -50,7 +50,7 @@ class Merges:
         low, high = self._ends(steps)
         slots = torch.arange(n + 1, device=low.device).repeat(batch, 1)  # idle steps write to slot n, which is no token
         owner = slots.scatter(1, high, low)
-        for _ in range(max(steps - 1, 0).bit_length()):  # a chain of k merges is followed in log2(k) jumps
+        for _ in range(max(int(steps) - 1, 0).bit_length()):  # a chain of k merges is followed in log2(k) jumps
             owner = owner.gather(1, owner)
         owner, slots = owner[:, :n], slots[:, :n]
         return ((owner == slots).cumsum(1) - 1).gather(1, owner)

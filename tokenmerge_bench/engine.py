@@ -199,6 +199,8 @@ class Engine:
         left = self._walk(names, there, start, stop, launched, troubles)
         if left:
             self._most = (stop - start + 1) // 2
+            if self._replays is not None:
+                self._replays.forget()
             if self.hardware.device.type == "cuda":
                 torch.cuda.empty_cache()  # what is cached in pieces may be one piece again
             self._run(left, there, start, stop, launched)

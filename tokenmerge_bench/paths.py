@@ -30,6 +30,8 @@ def path_for(device: torch.device) -> Path:
     Raises:
         InputError: if the one asked for is unknown, not installed, or not for this device.
     """
+    if torch._C._get_tracing_state() is not None:
+        return "torch"  # what is traced must be operators of torch
     wanted = _forced.get() or os.environ.get(VARIABLE) or "auto"
     if wanted == "auto":
         fast: Path = "triton" if device.type == "cuda" else "numba"

@@ -8,7 +8,6 @@ well: choosing what goes together, which one run of the reducer can do for sever
 from __future__ import annotations
 
 import dataclasses
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,6 @@ from tokenmerge_bench.reduced_vit import (
     ReducedViT,
     attention_half,
     embedding,
-    log_sizes,
     merged,
     mlp_half,
     size_bias,
@@ -59,7 +57,6 @@ class Halves:
     """How the halves of blocks are run: as they are, or compiled once for all blocks, token counts and settings."""
 
     def __init__(self, compiled: bool = False) -> None:
-        self.bias: Callable[[Pass, Tensor], Any] = log_sizes if compiled else size_bias  # a compiler wants tensors
         self.mlp: Callable[..., Tensor] = _compiled(mlp_half) if compiled else mlp_half
         self._attention = _compiled(_attention) if compiled else _attention
 
@@ -124,7 +121,7 @@ class Attend(Piece):
         self.tap = AttentionTap(block.attn, needs)
 
     def run(self, state: State) -> State:
-        bias = self.halves.bias(state.carried, state.x)
+        bias = size_bias(state.carried, state.x, self.tap.attention)
         x, seen = self.halves.attention(self.block, self.tap, state.x, bias, self.prefix)
         return State(x, state.carried, seen)
 
@@ -219,6 +216,14 @@ def _identity(reducer: TokenReducer) -> tuple[Hashable, ...]:
     """What makes two reducers give the same answers: class, options, and what else can be set on an instance."""
     options: Any = reducer.options
     is_record = dataclasses.is_dataclass(options) and not isinstance(options, type)
-    values = json.dumps(dataclasses.asdict(options), sort_keys=True) if is_record else options
-    own = tuple(id(tensor) for tensor in (*reducer.parameters(), *reducer.buffers()))
-    return (type(reducer), values, reducer.needs, reducer.proportional_attention, reducer.prefix, own)
+    values = repr(options) if is_record else options
+    weights = tuple(id(tensor) for tensor in (*reducer.parameters(), *reducer.buffers()))
+    # `knob` and `layers` have decided the schedule and are not asked again; the rest of nn.Module's own is private.
+    known = {"options", "knob", "layers", "training"}
+    own = sorted((name, _told(value)) for name, value in vars(reducer).items() if name[0] != "_" and name not in known)
+    return (type(reducer), values, *own, weights)
+
+
+def _told(value: Any) -> str:
+    """An attribute as text; a tensor, which would be printed in part, by its identity."""
+    return f"tensor {id(value)}" if isinstance(value, Tensor) else repr(value)

@@ -181,7 +181,7 @@ class _Run:
         if group.batch is None and batch in numbers:
             return {"group": str(group), "batch_size": batch, "rows": []}  # timed under its number
         with _clean(self.device), torch.inference_mode(), Hardware(self.device).exact(), ExitStack() as stack:
-            if group.mode == "compile":
+            if group.mode.startswith("compile"):
                 stack.enter_context(compiling())
             rivals, memory, failures = self._prepare(group, model, batch)
             samples = take_samples(rivals, self.device, seconds=self.seconds, seed=self.experiment.seed, told=told)

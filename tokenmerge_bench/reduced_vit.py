@@ -4,8 +4,8 @@
 with proportional attention, are wrapped; everything else is the stock object. The given model is never changed, so any
 number of attachments can share it, and detaching is dropping the wrapper.
 
-Only one thing of timm is restated: the two residual lines of `timm.models.vision_transformer.Block`, and only in a
-block that reduces at `mid`, because a reduction between them cannot be wrapped from outside. Everything else
+Only the two residual lines of `timm.models.vision_transformer.Block` are restated: in a block that reduces at `mid`,
+because a reduction between them cannot be wrapped from outside, and in a sweep, which runs them apart. Everything else
 (attention, q/k-norm, LayerScale, drop path, prefix tokens, heads) is timm's own code. Proportional attention uses
 the `attn_mask` that timm's attention takes; keys, attention weights and attention
 outputs are read by recorders that stand in for its `k_norm`, `attn_drop` and `proj_drop`.
@@ -216,10 +216,10 @@ class ReducedViT(nn.Module):
         x, self.last = merged(x, self.last, assignment, reducer, tokens.sizes)
         return x
 
-    def _size_bias(self, x: Tensor) -> Any:
+    def _size_bias(self, x: Tensor, attention: nn.Module) -> Any:
         """See `size_bias`."""
         assert self.last is not None
-        return size_bias(self.last, x)
+        return size_bias(self.last, x, attention)
 
 
 class _ReducedBlock(nn.Module):
@@ -243,8 +243,8 @@ class _ReducedBlock(nn.Module):
         owner, tap_before, tap = self._links
         if self.pre is not None:
             x = owner._reduce(x, self.pre, tap_before)
-        bias = owner._size_bias(x)
         block = cast(Block, self.block)
+        bias = owner._size_bias(x, block.attn)
         if self.mid is None:
             return cast(Tensor, block(x) if bias is None else block(x, attn_mask=bias))
         x = attention_half(block, block.attn, x, bias)
@@ -356,11 +356,14 @@ def mlp_half(block: Block, x: Float[Tensor, "B T C"]) -> Float[Tensor, "B T C"]:
     return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
 
 
-def size_bias(carried: Pass, x: Tensor) -> Any:
-    """What `attn_mask` gets, so that attention adds ln(size) of every key token; None where attention is plain."""
+def size_bias(carried: Pass, x: Tensor, attention: nn.Module) -> Any:
+    """What `attn_mask` gets, so that attention adds ln(size) of every key token; None where attention is plain.
+
+    Fused attention, where kernels are the path, gets an object that does the attention itself; all others a tensor.
+    """
     if carried.sizes is None or not carried.proportional:
         return None
-    if path_for(x.device) == "triton":
+    if getattr(attention, "fused_attn", False) and path_for(x.device) == "triton":
         from tokenmerge_bench.kernels.attention import SizeBias
 
         return SizeBias(carried.sizes)

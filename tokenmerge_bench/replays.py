@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Replays:
         """The points of each row of what a replay gives."""
         self.usual: dict[str, float] = {}
         """Seconds by point, from a batch that was run without: within a graph no times can be taken."""
-        self._seen: Counter[int] = Counter()
+        self._seen: WeakKeyDictionary[Tree, int] = WeakKeyDictionary()
         self._held: tuple[Tree, OnDevice, Run] | None = None
 
     def run(self, tree: Tree, there: OnDevice, note: Callable[[str], None]) -> Tensor | None:
@@ -32,8 +32,8 @@ class Replays:
         if len(there.images) != self.batch_size:
             return None
         if self._held is None or self._held[0] is not tree:
-            self._seen[id(tree)] += 1
-            if self._seen[id(tree)] == 1:
+            self._seen[tree] = self._seen.get(tree, 0) + 1
+            if self._seen[tree] == 1:
                 return None
             self._capture(tree, there, note)
         if self._held is None:
@@ -42,6 +42,10 @@ class Replays:
         for buffer, given in ((static.images, there.images), (static.labels, there.labels), (static.ids, there.ids)):
             buffer.copy_(given)
         return replay()
+
+    def forget(self) -> None:
+        """Gives the memory of the graph back, where memory ran out."""
+        self._held = None
 
     def _capture(self, tree: Tree, there: OnDevice, note: Callable[[str], None]) -> None:
         self._held = None

@@ -231,7 +231,7 @@ def _refuse_unlike(path: Path, origin: dict[str, Any], later: Path, other: dict[
 
 def _conditions(origin: dict[str, Any]) -> dict[str, Any]:
     """What else must be the same for outcomes to be comparable, as far as it was recorded."""
-    found = {"precision": origin.get("experiment", {}).get("dtype")}
+    found = {"precision": origin.get("experiment", {}).get("dtype"), "compilation": origin.get("compile", False)}
     for model, held in origin.get("models", {}).items():
         # Another image size resamples the positions, so that the weights differ too: named for what was asked for.
         found |= {f"{key} of {model}": value for key, value in held.get("preprocessing", {}).items()}

@@ -27,6 +27,7 @@ from tokenmerge_bench.experiment import Experiment, available
 from tokenmerge_bench.hardware import Hardware, open_hardware
 from tokenmerge_bench.models import LoadedModel, load_model
 from tokenmerge_bench.options import MethodSpec
+from tokenmerge_bench.paths import path_for
 from tokenmerge_bench.points import UNREDUCED, Point, plan
 from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
@@ -180,6 +181,7 @@ class _Run:
         origin = {
             **provenance(self.hardware.device),
             "compile": self.hardware.compiled,
+            "path": path_for(self.hardware.device),
             "cuda_graphs": self.hardware.graphs,
             "experiment": self.experiment.model_dump(),
             "dataset": {"name": self.images.name, "fingerprint": self.images.fingerprint},
@@ -373,6 +375,7 @@ def _evaluation(
         "preprocessing": json.dumps({**experiment.preprocessing, "img_size": experiment.img_size}, sort_keys=True),
         "examples": experiment.examples,
         "batch size": experiment.batch_size,
+        "path of the inner loops": path_for(hardware.device),  # which decides what rounding decides
         # Folders made before anything could be compiled are not.
         "dtype": f"{experiment.dtype}, compiled" if hardware.compiled else experiment.dtype,
         "device": device_name(hardware.device),

@@ -139,11 +139,13 @@ def _sample(found: Samples, name: str, run: Run, clock: Stopwatch) -> None:
 @contextmanager
 def _no_collection() -> Iterator[None]:
     """Python's garbage collector, which stops everything for a while, waits until the end of a round."""
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if was_on:
+            gc.enable()
 
 
 def _warm_up(found: Samples, name: str, run: Run, clock: Stopwatch) -> None:

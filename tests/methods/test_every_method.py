@@ -61,7 +61,7 @@ def tokens_of(images: list[int], dtype: torch.dtype = torch.float32, scale: floa
     attention = draw(2, N + 1, N + 1).softmax(-1)
     features, keys, attn_out = draw(N, WIDTH), draw(2, N, 4), draw(N, WIDTH)
     ids = torch.tensor(images)
-    received = attention[..., 1:].sum((1, 2))
+    received = attention[..., 1:].to(torch.promote_types(dtype, torch.float32)).sum((1, 2))
     return Tokens.of(
         features, GRID, image_ids=ids, block=3, keys=keys, attention=attention, received=received, attn_out=attn_out
     )
@@ -148,7 +148,7 @@ def test_half_precision_stays_finite(name: str, options: Options, dtype: torch.d
 @EVERY
 def test_scores_of_half_precision_features_are_computed_in_float32(name: str, options: Options) -> None:
     half = tokens_of(IMAGES, torch.bfloat16)
-    rest = {field: getattr(half, field).float() for field in ("keys", "attention", "attn_out")}
+    rest = {field: getattr(half, field).float() for field in ("keys", "attention", "received", "attn_out")}
     widened = Tokens.of(half.features.float(), GRID, image_ids=half.image_ids, block=3, **rest)
     reducer = make(name, options)
     assert torch.equal(reducer.assign(half, M).owner(), reducer.assign(widened, M).owner())

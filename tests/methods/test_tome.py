@@ -15,7 +15,7 @@ from tokenmerge_bench.assignment import HardAssignment
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import RemovedPerBlock
 from tokenmerge_bench.methods.tome import Tome, TomeOptions, bipartite_soft_matching
-from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry
+from tokenmerge_bench.reduced_vit import ReducedViT, build_reducers, geometry, log_sizes
 from tokenmerge_bench.schedule import make_schedule
 from tokenmerge_bench.tokens import Tokens
 
@@ -70,7 +70,7 @@ def test_t2_proportional_attention(logits: list[float], weights: list[float], fu
     reduced(torch.zeros(1, 3, 32, 32))
     assert reduced.last is not None
     reduced.last.sizes, reduced.last.proportional = torch.tensor([[1.0, 2.0, 5.0]]), True
-    bias = reduced._size_bias(torch.zeros(1, 3, 8, dtype=torch.float64))
+    bias = log_sizes(reduced.last, torch.zeros(1, 3, 8, dtype=torch.float64))
     assert bias is not None
     assert bias.shape == (1, 1, 1, 3)
     query = torch.tensor([[[[1.0]]]], dtype=torch.float64)
@@ -175,7 +175,8 @@ def test_sizes_reach_the_attention_of_the_next_block_as_logarithms() -> None:
     schedule = make_schedule((10, 10, 6), (0, 1, 2), "mid", n0=16, prefix=1, depth=3)
     reduced = ReducedViT(model, schedule, build_reducers(Tome, TomeOptions(), schedule, geometry(model)))
     reduced(torch.randn(2, 3, 32, 32))
-    bias = reduced._size_bias(torch.zeros(1, dtype=torch.float32))
+    assert reduced.last is not None
+    bias = log_sizes(reduced.last, torch.zeros(2, 7, 32))
     assert bias is not None
     assert bias.shape == (2, 1, 1, 7)
     assert bias[..., 0].tolist() == [[[0.0]], [[0.0]]]

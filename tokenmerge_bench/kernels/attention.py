@@ -27,9 +27,9 @@ def _attention_kernel(
     HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one head of one image against all keys, in base 2; scale contains log2 e."""
-    image = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
-    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    image = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    queries = tl.program_id(1) * QUERIES + tl.arange(0, QUERIES)
     columns = tl.arange(0, HEAD)
     q += image * q_image + head * q_head
     k += image * k_image + head * k_head
@@ -73,7 +73,7 @@ def sized_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     queries, keys, warps, stages = _tiles(t)
     scale = width**-0.5 * 1.4426950408889634
-    _attention_kernel[(triton.cdiv(t, queries), batch * heads)](
+    _attention_kernel[(batch * heads, triton.cdiv(t, queries))](  # the first axis has room for more than 65535
         q, k, v, sizes.contiguous(), out, heads, t, t - sizes.shape[1], scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
         HEAD=width, QUERIES=queries, KEYS=keys, num_warps=warps, num_stages=stages,
@@ -103,9 +103,9 @@ def _received_kernel(
     HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
     """Sum over all queries of the attention that a block of keys receives, in one head of one image."""
-    image = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
-    keys = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    image = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    keys = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
     columns = tl.arange(0, HEAD)
     q += image * q_image + head * q_head
     k += image * k_image + head * k_head
@@ -135,7 +135,7 @@ def received_attention(
     q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k))
     received = torch.empty((batch, heads, t), dtype=torch.float32, device=q.device)
     if received.numel():
-        _received_kernel[(triton.cdiv(t, 64), batch * heads)](
+        _received_kernel[(batch * heads, triton.cdiv(t, 64))](
             q, k, log_sums.contiguous(), received, heads, t, width**-0.5 * 1.4426950408889634,
             *q.stride()[:3], *k.stride()[:3], HEAD=width, QUERIES=32, KEYS=64, num_warps=4, num_stages=2,
         )  # fmt: skip
@@ -157,8 +157,12 @@ class _Attending:
     torch asks an argument that has `__torch_function__` to take over, so timm's code needs no change.
     """
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The attention, (B, H, T, D)."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """The attention, (B, H, T, D), by a kernel; None where none can do it."""
+        raise NotImplementedError
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """What torch's attention gets in that case."""
         raise NotImplementedError
 
     @classmethod
@@ -168,12 +172,19 @@ class _Attending:
         """Attention in place of torch's, in the precision of autocast, which has not seen these arguments yet."""
         if func is not F.scaled_dot_product_attention:
             raise TypeError(f"a {cls.__name__} cannot be used in {getattr(func, '__name__', func)}, only as attn_mask")
-        q, k, v = args[:3]
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **(kwargs or {})}
+        q, k, v, own = (given.pop(name) for name in _ARGUMENTS[:4])
         if torch.is_autocast_enabled(q.device.type):
             wanted = torch.get_autocast_dtype(q.device.type)
             q, k, v = q.to(wanted), k.to(wanted), v.to(wanted)
-        mask: _Attending = (kwargs or {})["attn_mask"]
-        return mask.attend(q, k, v)
+        plain = not any(given.values())  # no dropout, no causal mask, the usual scale
+        out = own.attend(q, k, v) if plain and _fits(q) else None
+        if out is None:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=own.mask(q, k), **given)
+        return cast(Tensor, out)
+
+
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 
 class SizeBias(_Attending):
@@ -186,13 +197,15 @@ class SizeBias(_Attending):
     def __init__(self, sizes: Float[Tensor, "B N"]) -> None:
         self.sizes = sizes
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """By the kernel where it can, else by torch with a mask."""
-        if _fits(q):
-            attend = _traceable if torch.compiler.is_compiling() else sized_attention
-            return cast(Tensor, attend(q, k, v, self.sizes))
-        mask = F.pad(self.sizes.log().to(q.dtype), (q.shape[2] - self.sizes.shape[1], 0))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :])
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """See `sized_attention`."""
+        attend = _traceable if torch.compiler.is_compiling() else sized_attention
+        return cast(Tensor, attend(q, k, v, self.sizes))
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """The logarithms, (B, 1, 1, T)."""
+        logarithms = F.pad(self.sizes.log().to(q.dtype), (k.shape[2] - self.sizes.shape[1], 0))
+        return logarithms[:, None, None, :]
 
 
 class Receiver(_Attending):
@@ -200,15 +213,19 @@ class Receiver(_Attending):
 
     received: Tensor
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """By FlashAttention, whose log-sums give the weights back, else in the open."""
-        if _fits(q):
-            out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
-            self.received = received_attention(q, k, log_sums)
-            return cast(Tensor, out)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
+        """By FlashAttention, whose log-sums give the weights back; it needs compute capability 8."""
+        if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) < (8, 0):
+            return None
+        out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+        self.received = received_attention(q, k, log_sums)
+        return cast(Tensor, out)
+
+    def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
+        """None; what tokens receive is worked out in the open."""
         weights = (q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
         self.received = weights.sum((1, 2))
-        return F.scaled_dot_product_attention(q, k, v)
+        return None
 
 
 def _fits(q: Tensor) -> bool:

@@ -166,8 +166,8 @@ def most_similar_pairs(
 def gram_matrix(x: Float[Tensor, "B N C"], weights: Float[Tensor, "B N"]) -> Float[Tensor, "B N N"]:
     """Scalar products of weighted tokens in float32; 2 N^2 C operations an image, on matrix units.
 
-    Half precisions multiply exactly; float32 is split in three terms (tf32x3), as one TF32 product has 10 bits, which do
-    not rank neighbours.
+    Half precisions multiply exactly; float32 is split in three terms (tf32x3), as one TF32 product has 10 bits, which
+    do not rank neighbours.
     """
     batch, n, c = x.shape
     if x.stride(2) != 1:

@@ -109,7 +109,7 @@ def partners(keys: Float[Tensor, "B H N D"], prefix: int) -> tuple[Float[Tensor,
         _metric_kernel[(batch, triton.cdiv(n, rows))](
             keys, metric, heads, n, *keys.stride()[:3], d=d, WIDTH=width, ROWS=rows, num_warps=4
         )
-        block = 64 if n >= 64 else 16
+        block = 16 if n < 64 else 32 if width > 64 else 64
         _partner_kernel[(batch, triton.cdiv(a_count, block))](
             metric, best, partner, n, a_count, b_count, a_first, b_first, WIDTH=width, BLOCK=block, num_warps=4
         )

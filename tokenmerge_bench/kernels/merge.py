@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 MOST_TOKENS = 4096
-"""Tokens of an image that one program can sort."""
+"""One program sorts the tokens of an image, which must be fewer than this."""
 
 
 @triton.jit
@@ -25,14 +25,14 @@ def _members_kernel(labels, sizes, order, starts, sums, n, m, TOKENS: tl.constex
     sizes += image * n
     slots = tl.arange(0, TOKENS)  # input tokens, and output tokens
     here = slots < n
-    label = tl.load(labels + slots, mask=here, other=0x7FFFFFF).to(tl.int32)
+    label = tl.load(labels + slots, mask=here, other=0x7FFFFFFF).to(tl.int32)
     # Counts stay two-dimensional until the end: one reduction each, not one for every chunk.
     before = tl.zeros((TOKENS, CHUNK), tl.int32)  # tokens of a smaller label, or of the same and a smaller index
     start = tl.zeros((TOKENS, CHUNK), tl.int32)  # tokens of a smaller label than the output's
     total = tl.zeros((TOKENS, CHUNK), sums.dtype.element_ty)
     for first in range(0, n, CHUNK):
         others = first + tl.arange(0, CHUNK)
-        theirs = tl.load(labels + others, mask=others < n, other=0x7FFFFFF).to(tl.int32)
+        theirs = tl.load(labels + others, mask=others < n, other=0x7FFFFFFF).to(tl.int32)
         size = tl.load(sizes + others, mask=others < n, other=0.0).to(sums.dtype.element_ty)
         smaller = theirs[None, :] < label[:, None]
         earlier = (theirs[None, :] == label[:, None]) & (others[None, :] < slots[:, None])
@@ -94,7 +94,7 @@ def members(
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]]:
     """Tokens sorted by label, where the tokens of each label begin, and the sums of `sizes` by label.
 
-    O(N^2) comparisons an image, at most `MOST_TOKENS` tokens.
+    O(N^2) comparisons an image, which has fewer than `MOST_TOKENS` tokens.
     """
     batch, n = labels.shape
     order = torch.empty((batch, n), dtype=torch.int32, device=labels.device)
