@@ -15,7 +15,7 @@ from tokenmerge_bench.tables import TABLES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/reproduction.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/reproduction.md", "docs/performance.md")
 REPRODUCTION = (ROOT / "docs" / "reproduction.md").read_text(encoding="utf-8")
 
 
@@ -67,3 +67,17 @@ def test_committed_results_name_no_machine() -> None:
     for file in RESULTS.rglob("*.json"):
         text = file.read_text(encoding="utf-8")
         assert not re.search(r'["= ]/(home|root|tmp|work|mnt)\b', text), file
+
+
+@pytest.mark.parametrize(("folder", "named"), [("dhtm", "budget"), ("dhtm_compiled", "budget"), ("at_0.7", "method")])
+def test_speeds_are_those_of_the_committed_profiles(folder: str, named: str) -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    rows = pd.read_csv(RESULTS / "speed" / folder / "profile.csv").query("method != 'none'")
+    if folder == "dhtm":  # whose compiled rows were measured once more
+        rows = rows[rows["mode"] != "compile-graph"]
+    assert len(rows) >= 6
+    for _, row in rows.iterrows():
+        size = row["model"].split("_")[1].capitalize()
+        speed = f"{row['speedup']:.3f} [{row['speedup_low']:.3f}, {row['speedup_high']:.3f}]"
+        line = f"| {size} | {row['mode']} | {row[named]} | {speed} | {row['free_drop_speedup']:.3f} |"
+        assert f"{line} {row['of_free_drop']:.3f} |" in text
