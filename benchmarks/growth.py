@@ -18,12 +18,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from scipy.stats import linregress
 from torch import Tensor
 
@@ -187,9 +188,10 @@ def draw(found: Sequence[Series], hardware: str) -> Figure:
             ax.set(xscale="log", yscale="log", xlabel=series.unit, ylabel="ms")
             ax.set_xticks(series.x, labels=[f"{value:,}" for value in series.x])
             ax.xaxis.set_minor_formatter(NullFormatter())
-            if y.max() < 10 * y.min():  # less than a decade has too few numbers of its own
-                ax.yaxis.set_minor_formatter(ScalarFormatter())
-            ax.set_title(f"{series.name}: {series.unit}^{slope:.2f} ± {error:.2f}\n{series.fixed}")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:,g}")  # the usual powers need mathematical text
+            ax.yaxis.set_minor_formatter("{x:,g}" if y.max() < 2 * y.min() else NullFormatter())
+            ax.set_title(f"{series.name}: {series.unit}^{slope:.2f} ± {error:.2f}\n{fill(series.fixed, 32)}")
         figure.suptitle(f"on {hardware}", fontsize=6.5, color="0.4", x=0.01, horizontalalignment="left")
     return figure
 
