@@ -553,8 +553,8 @@ def test_the_maximum_is_found_once_and_timed_once(
     assert list(timed(tmp_path)["batch_size"]) == [1] * 3 + [3] * 3
     assert tmbench(*WHAT, "--batch-sizes", "max,1").code == 0
     assert searched == [batch_sizes.Search.on(CPU)]
-    assert tmbench(*WHAT, "--batch-sizes", "1,max,3").code == 0  # now it has a number as well
-    assert sorted(timed(tmp_path)["batch_size"]) == [1] * 3 + [3] * 3 + [3] * 3
+    assert tmbench(*WHAT, "--batch-sizes", "1,max,3").code == 0  # now it has a number as well, and is shown under it
+    assert sorted(timed(tmp_path)["batch_size"]) == [1] * 3 + [3] * 3
 
 
 def test_a_maximum_that_is_asked_for_by_its_number_is_timed_under_it(
@@ -581,3 +581,9 @@ def test_damaged_profiles_are_refused(tmbench: Command, tmp_path: Path) -> None:
     assert_refused(tmbench("figures", "speed"), "is damaged")
     with pytest.raises(InputError, match="is no profile"):
         open_profiles([tmp_path])
+
+
+def test_two_profiles_of_the_same_are_not_shown_as_one(tmbench: Command, tmp_path: Path) -> None:
+    assert tmbench(*WHAT, "--batch-sizes", "1").code == 0
+    assert tmbench(*WHAT, "--batch-sizes", "1", "--out", "again").code == 0
+    assert_refused(tmbench("figures", "speed", "again"), "both timed")

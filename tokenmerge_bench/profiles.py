@@ -96,9 +96,20 @@ def open_profiles(paths: Sequence[Path]) -> Profile:
     """Opens profiles; nothing is compared across them, so they may be of any hardware.
 
     Raises:
-        InputError: for a folder that is no profile, an unfinished one, or one of a newer format.
+        InputError: for a folder that is no profile, an unfinished one, or one of a newer format, and for two that timed
+            the same model in the same way, which would be shown as if timed together.
     """
-    return Profile(list(paths), pd.concat([_read(path) for path in paths], ignore_index=True))
+    tables = [_read(path) for path in paths]
+    seen: dict[tuple[object, ...], Path] = {}
+    for path, table in zip(paths, tables, strict=True):
+        for key in dict.fromkeys(table[list(GROUP)].itertuples(index=False, name=None)):
+            if key in seen:
+                raise InputError(
+                    f"'{seen[key]}' and '{path}' both timed {', '.join(map(str, key))}, each against its own rivals; "
+                    "give one at a time."
+                )
+            seen[key] = path
+    return Profile(list(paths), pd.concat(tables, ignore_index=True))
 
 
 def _read(path: Path) -> pd.DataFrame:

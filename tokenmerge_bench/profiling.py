@@ -155,10 +155,16 @@ class _Run:
             self.folder.finish(group.id, self._time(group, told))
             told(1.0)
         records = {group.id: self.folder.record(group.id) for group in self.groups}
-        table = self.folder.write_table([row for record in records.values() for row in record["rows"]])
+        once = [records[group.id] for group in self.groups if not self._is_told_twice(group, records[group.id])]
+        table = self.folder.write_table([row for record in once for row in record["rows"]])
         if missing or not (self.folder.path / "provenance.json").exists():
             self._write_provenance()
         return ProfileResult(self.folder.path, table)
+
+    def _is_told_twice(self, group: Group, record: Mapping[str, Any]) -> bool:
+        """Whether a group of the automatic maximum has turned out to be one that is timed under its number as well."""
+        numbers = {other.batch for other in self.groups if group.differs_in_batch_alone(other)}
+        return group.batch is None and record["batch_size"] in numbers
 
     def _write_provenance(self) -> None:
         origin = {

@@ -243,6 +243,8 @@ class _Run:
         ]
         chunks = range(-(-len(self.chosen) // size))
         complete = {c for c in chunks if all(job.done[c].issuperset(job.evaluators) for job in jobs.values())}
+        if len(complete) == len(chunks):
+            return iter(())  # and no processes are started to decode nothing
         transforms = [eval_transform(config, **self.experiment.preprocessing) for _, config in configs]
         batches = iter_views(self.images, self.chosen, transforms, size, workers, complete, device.type == "cuda")
         return evaluate(engines, batches, {name: job.done for name, job in jobs.items()}, self.hardware)
