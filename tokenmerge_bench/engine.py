@@ -30,7 +30,6 @@ from tokenmerge_bench.points import Point
 from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.replays import Replays
 from tokenmerge_bench.store import BatchOutcomes, PointOutcomes
-from tokenmerge_bench.tokens import Lineage
 from tokenmerge_bench.trie import Tree, Trouble, is_out_of_memory, reason
 from tokenmerge_bench.verdicts import judge as judge
 from tokenmerge_bench.verdicts import verdict
@@ -288,7 +287,7 @@ class Engine:
         rows = {index: row for row, index in enumerate(indices) if index in self.examples}
         if not rows or state.carried.lineage is None:
             return
-        owners = [step.source.owner() for step in _steps(state.carried.lineage)]
+        owners = [step.source.owner() for step in state.carried.lineage.steps()]
         for name in names:
             part.owners[name] = [(index, [owner[row] for owner in owners]) for index, row in rows.items()]
 
@@ -339,8 +338,3 @@ def evaluate(
                     yield first.finish(launched)
         for engine, launched in waiting:
             yield engine.finish(launched)
-
-
-def _steps(lineage: Lineage) -> list[Lineage]:
-    """The lineages after each reduction, first to last."""
-    return [*([] if lineage.before is None else _steps(lineage.before)), lineage]

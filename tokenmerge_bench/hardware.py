@@ -61,13 +61,18 @@ def open_device(name: str) -> torch.device:
     return device
 
 
+def compiler_switch() -> str | None:
+    """The environment variable that keeps `torch.compile` from compiling; None if none does."""
+    switches = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+    return next((variable for variable in switches if os.environ.get(variable) == "1"), None)
+
+
 def open_hardware(name: str, dtype: torch.dtype, compiled: bool, graphs: bool) -> Hardware:
     """A device by name, and how networks are to run there; InputError where that is not possible."""
     device = open_device(name)
     if graphs and device.type != "cuda":
         raise InputError(f"--cuda-graphs needs a CUDA device, not {name}; leave it out or give --device cuda.")
-    switches = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
-    switch = next((variable for variable in switches if os.environ.get(variable) == "1"), None)
+    switch = compiler_switch()
     if compiled and switch is not None:
         raise InputError(f"--compile would do nothing, as {switch}=1 is set; unset it or leave --compile out.")
     return Hardware(device, dtype, compiled, graphs)

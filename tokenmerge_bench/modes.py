@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenmerge_bench.errors import InputError, nearest
+from tokenmerge_bench.hardware import compiler_switch
 from tokenmerge_bench.pieces import Choose, Halves, Merge, Piece, State, pieces_of
 from tokenmerge_bench.reduced_vit import Pass, ReducedViT, geometry
 from tokenmerge_bench.schedule import Schedule
@@ -35,7 +35,7 @@ def check_modes(names: list[str], device: torch.device) -> list[Mode]:
             raise InputError(
                 f"mode {name} replays CUDA graphs, which the CPU has not; leave it out or use --device cuda."
             )
-        switch = next((v for v in ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE") if os.environ.get(v) == "1"), None)
+        switch = compiler_switch()
         if name.startswith("compile") and switch is not None:
             raise InputError(f"mode {name} would run eagerly, as {switch}=1 is set; unset it or leave {name} out.")
     return cast(list[Mode], names)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -27,6 +30,12 @@ class MethodSpec:
     def name(self) -> str:
         """The method's name on the command line."""
         return self.type.name
+
+    @property
+    def code(self) -> str:
+        """Fingerprint of the file that defines the method, so that editing it never reuses what it did before."""
+        file = inspect.getsourcefile(self.type)
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
     @property
     def changed(self) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import gc
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -312,7 +311,7 @@ def _release(device: torch.device) -> None:
 def _evaluation(specs: Sequence[MethodSpec], device: torch.device, seconds: float, seed: int) -> dict[str, Any]:
     """What must be the same for times to stand in one folder."""
     return {
-        **{f"code of {spec.name}": _code(spec) for spec in specs},
+        **{f"code of {spec.name}": spec.code for spec in specs},
         "version": version(),
         "hardware": hardware_name(device),
         "path": path_for(device),
@@ -321,9 +320,3 @@ def _evaluation(specs: Sequence[MethodSpec], device: torch.device, seconds: floa
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-
-
-def _code(spec: MethodSpec) -> str:
-    """Fingerprint of the file that defines a method, so that editing it never reuses what it did before."""
-    file = inspect.getsourcefile(spec.type)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""

@@ -157,7 +157,7 @@ class ReducedViT(nn.Module):
     def assignments(self) -> list[Assignment]:
         """The assignments of the last forward pass, one per step of the schedule."""
         lineage = None if self.last is None else self.last.lineage
-        return [] if lineage is None else lineage.assignments()
+        return [] if lineage is None else [step.last for step in lineage.steps()]
 
     @property
     def source(self) -> Assignment:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import json
 from collections import defaultdict
@@ -370,7 +369,7 @@ def _evaluation(
 ) -> dict[str, Any]:
     """What must be the same for outcomes to be comparable within one folder."""
     return {
-        **{f"code of {spec.name}": _code(spec) for spec in specs},
+        **{f"code of {spec.name}": spec.code for spec in specs},
         "version": version(),
         "dataset": f"{images.name} {images.fingerprint}",
         "subset": f"{len(chosen)} images {_digest(images.ids[chosen])}",
@@ -384,12 +383,6 @@ def _evaluation(
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
-
-
-def _code(spec: MethodSpec) -> str:
-    """Fingerprint of the file that defines a method, so that editing it never reuses what it did before."""
-    file = inspect.getsourcefile(spec.type)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] if file else ""
 
 
 def _describe(point: Point) -> str:

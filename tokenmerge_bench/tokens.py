@@ -24,9 +24,9 @@ class Lineage:
         """Map from the grid cells to the tokens after the last of the reductions."""
         return self.last if self.before is None else self.before.source.compose(self.last)
 
-    def assignments(self) -> list[Assignment]:
-        """The reductions, first to last."""
-        return [*([] if self.before is None else self.before.assignments()), self.last]
+    def steps(self) -> list[Lineage]:
+        """The lineages after each of the reductions, first to last."""
+        return [*([] if self.before is None else self.before.steps()), self]
 
 
 @dataclass(frozen=True)
