@@ -55,6 +55,7 @@ def draw(results: Results) -> Figure:
             unreduced = results.unreduced(model)
             finished = style.placed(of_model[(of_model["status"] == "ok") & (of_model["method"] != UNREDUCED)])
             draw_methods(ax, finished, looks, legend)
+            draw_control(ax, of_model, legend)
             if unreduced is not None:
                 mark_unreduced(ax, unreduced, legend)
                 draw_reported(ax, of_model, finished, unreduced, looks, legend)
@@ -98,6 +99,15 @@ def draw_method(ax: Axes, line: pd.DataFrame, look: Look, size: float, legend: L
 def heading(trained: str) -> str:
     """Where a method stands in the legend."""
     return "trained" if trained == "yes" else "off the shelf"
+
+
+def draw_control(ax: Axes, rows: pd.DataFrame, legend: Legend) -> None:
+    """The unreduced model trained as the methods were, a hollow star: what training alone gains."""
+    control = rows[(rows["method"] == UNREDUCED) & (rows["trained"] == "yes") & (rows["status"] == "ok")]
+    if len(control):
+        look = {**style.published(style.Look("0.2", "*")), "markersize": 7}
+        (star,) = ax.plot(control["gflops"], control["top1"], **look, label="unreduced, trained", zorder=4)
+        legend["trained"]["unreduced model"] = star
 
 
 def mark_unreduced(ax: Axes, unreduced: dict[Any, Any], legend: Legend) -> None:

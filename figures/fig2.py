@@ -118,7 +118,7 @@ def filled(picture: Picture, grid: tuple[int, int], owner: Owner) -> Picture:
     height, width = picture.shape[:2]
     cell = (np.arange(height) * grid[0] // height)[:, None] * grid[1] + np.arange(width) * grid[1] // width
     token = owner[cell]
-    pixels = np.bincount(token.ravel())
+    pixels = np.maximum(np.bincount(token.ravel()), 1)  # after a soft assignment, some tokens have no patch
     means = np.stack([np.bincount(token.ravel(), picture[..., c].ravel()) / pixels for c in range(3)], axis=-1)
     merged = np.bincount(owner)[token] > 1
     return np.where(merged[..., None], np.rint(means[token]).astype(np.uint8), picture)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import array_checks  # noqa: F401 - before the package
 import pytest
 import torch
 from commands import Command, Done

@@ -6,6 +6,7 @@ Importing this registers three timm models of 12 blocks and 49 patches, a few mi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,18 @@ from safetensors.torch import save_file
 from timm.models import generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer
 
+from tokenmerge_bench.budgets import Budget, Solver, reduce_with
+from tokenmerge_bench.checkpoints import (
+    UNREDUCED,
+    Checkpoint,
+    method_fields,
+    open_checkpoint,
+    step_fields,
+    write_checkpoint,
+)
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.models import build_model
+from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.store import MEASURED_TIMES
 from tokenmerge_bench.sweep import SweepResult, run_sweep
 
@@ -71,6 +82,37 @@ def save_image(path: Path, seed: int, size: int = 30) -> None:
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
 
 
+def save_checkpoint(
+    folder: Path, method: str = "sit", keep_rate: str = "0.7", /, *, seed: int = 0, model: str = TINY, **described: Any
+) -> Checkpoint:
+    """A checkpoint as training would leave it: random weights of the model and of the reducers, and their card."""
+    torch.manual_seed(seed)
+    shape = described.get("model_kwargs", {})
+    vit = build_model(model, **shape)
+    spec, solution, reducers = None, None, {}
+    if method != UNREDUCED:
+        spec = parse_method(method)
+        solution = Solver(vit).solve(spec, Budget("keep_rate", keep_rate))
+        reducers = reduce_with(vit, spec, solution).reducers.state_dict()
+    state = {key: value + 0.4 * torch.randn(value.shape) for key, value in vit.state_dict().items()}
+    usual = {
+        "model": model,
+        "classes": 10,
+        **method_fields(spec),
+        "budget": "1" if solution is None else f"keep_rate={keep_rate}",
+        "steps": [] if solution is None else step_fields(solution.schedule.steps),
+        "gflops": 0.001,
+        "seed": seed,
+        "initial": {"label": "tiny.safetensors", "fingerprint": "f"},
+        "data": {"name": "photographs", "images": 8, "fingerprint": "d"},
+        "weights": "last epoch",
+    }
+    write_checkpoint(folder, state, reducers, {**usual, **described})
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint is not None
+    return checkpoint
+
+
 class Recorder:
     """A reporter that remembers; it can stand for a Ctrl-C at a chosen moment."""
 
@@ -112,12 +154,20 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment(**{**usual, **changes})
 
 
-def run(out: Path, weights: Path, reporter: Recorder | None = None, fresh: bool = False, **changes: Any) -> SweepResult:
+def run(
+    out: Path,
+    weights: Path,
+    reporter: Recorder | None = None,
+    fresh: bool = False,
+    checkpoints: Sequence[Checkpoint] = (),
+    **changes: Any,
+) -> SweepResult:
     """A sweep of `experiment(**changes)` into `out`."""
     chosen = experiment(**changes)
     return run_sweep(
         chosen,
         weights=dict.fromkeys(chosen.models, weights),
+        checkpoints=checkpoints,
         out=out,
         fresh=fresh,
         reporter=reporter or Recorder(),

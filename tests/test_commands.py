@@ -28,6 +28,7 @@ from tokenmerge_bench.cli import app
 from tokenmerge_bench.display import SilentReporter
 from tokenmerge_bench.experiment import Experiment, load_experiment
 from tokenmerge_bench.flags import Comparison, Images, Running
+from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.results import open_results
 from tokenmerge_bench.store import read_results
 
@@ -54,6 +55,16 @@ def write_toml(path: Path, **changes: Any) -> Path:
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in values.items() if value is not None]
     path.write_text("".join(lines))
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_sit() -> Iterator[None]:
+    """An installation that lacks one of the methods of the published tables."""
+    others = {name: cls for name, cls in list_methods().items() if name != "sit"}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("reducers", "registry"):
+            patch.setattr(f"tokenmerge_bench.{module}._registered", others)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -175,3 +175,11 @@ def test_experiments_that_are_not_there(tmp_path: Path) -> None:
         load_experiment("dmo")
     with pytest.raises(InputError, match="does not exist; give the path of a TOML file"):
         load_experiment(str(tmp_path / "none.toml"))
+
+
+def test_trained_checkpoints_are_asked_for() -> None:
+    """Table 2 has trained rows; what `tmbench sweep` runs without arguments has none, so that it stays fast."""
+    asked = {name: load_experiment(name).trained for name in ("demo", "table2")}
+    assert asked == {"demo": False, "table2": True}
+    assert load_experiment("demo", trained=True).trained
+    assert not any(load_experiment(name).untrained for name in shipped())

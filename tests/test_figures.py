@@ -241,6 +241,15 @@ def test_single_trained_settings_have_dashed_bars(tmp_path: Path) -> None:
     assert dashes[low["trained"]] is not None
 
 
+def test_fig1_shows_the_unreduced_model_fine_tuned(tmp_path: Path) -> None:
+    tuned = full(SMALL, 83) | {"trained": "yes"}
+    figure = fig1.draw(made(tmp_path / "r", *at_one_budget(), tuned))
+    (star,) = lines(figure.axes[0])["unreduced, trained"]
+    assert (star.get_marker(), star.get_fillstyle()) == ("*", "none")
+    assert xy(star)[0][1] == 83
+    assert "unreduced model" in legend(figure)["trained"]
+
+
 def test_fig1_shows_an_unreduced_model_alone(tmp_path: Path) -> None:
     assert set(lines(fig1.draw(made(tmp_path / "r", full(LARGE))).axes[0])) == {"unreduced"}
 

@@ -352,9 +352,13 @@ def test_logits_that_are_not_finite_fail(weights: Path, tmp_path: Path, temporar
 
 def test_learned_weights_without_training_are_no_result(weights: Path, tmp_path: Path) -> None:
     methods = ["dpc_knn:learned_weights=true", "dpc_knn"]
-    with pytest.raises(InputError, match="learned_weights=true has weights of its own that must be trained first"):
-        run(tmp_path / "out", weights, methods=methods, keep_rate=["0.7"], limit=2)
+    with pytest.raises(InputError, match=r"^dpc_knn:learned_weights=true must be trained first; give a checkpoint"):
+        run(tmp_path / "out", weights, methods=methods[:1], keep_rate=["0.7"], limit=2)
     assert not (tmp_path / "out").exists()
+    table = run(tmp_path / "out", weights, methods=methods, keep_rate=["0.7"], limit=2).table
+    assert table[["options", "status"]].to_numpy().tolist() == [
+        ["", "ok"], ["learned_weights=true", "missing"], ["", "ok"]
+    ]  # fmt: skip
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

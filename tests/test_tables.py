@@ -177,6 +177,50 @@ def test_trained_and_off_the_shelf_rows_are_told_apart(by_method: Results) -> No
     assert found["yes", "sit"]["top1_reported"] == 68.99
 
 
+def test_a_trained_method_with_options_fills_the_row_of_the_paper(tmp_path: Path) -> None:
+    learned: dict[str, Any] = {"trained": "yes", "options": "learned_weights=true"}
+    other: dict[str, Any] = {"trained": "yes", "options": "noise=0.5"}
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        point("dpc_knn", "0.7", 0.7, right(80)),
+        point("dpc_knn", "0.7", 0.7, right(85), **learned),
+        point("dpc_knn", "0.7", 0.7, right(84), **other),
+        nothing("sit", "0.7", "missing", "must be trained first; do this") | {"trained": "yes"},
+        nothing("sit", "0.5", "missing", "must be trained first; do that") | {"trained": "yes"},
+    )
+    frame = table2(results)
+    trained = frame[frame["trained"] == "yes"]
+    here = trained[trained["top1"].notna()]
+    assert here[["method", "top1", "top1_reported"]].fillna(0).to_numpy().tolist() == [
+        ["dpc_knn:learned_weights=true", 85, 70.10],
+        ["dpc_knn:noise=0.5", 84, 0],
+    ]
+    assert trained["method"].tolist().count("sit") == 1
+    assert rows(frame, "trained", "method")["no", "dpc_knn"]["top1"] == 80
+    assert "Missing, must be trained first: sit (trained) on" in render("table2", frame, "md")
+
+
+def test_the_unreduced_model_fine_tuned_is_among_the_trained_and_never_best(tmp_path: Path) -> None:
+    results = made(
+        tmp_path / "r",
+        unreduced(right(90)),
+        unreduced(right(95), trained="yes", seed=0),
+        unreduced(right(97), trained="yes", seed=1),
+        point("tome", "0.7", 0.7, right(85), trained="yes"),
+        point("sit", "0.7", 0.7, right(80), trained="yes"),
+        point("dhtm", "0.7", 0.7, right(80)),
+    )
+    found = rows(table2(results), "trained", "method")
+    control = found["yes", "unreduced"]
+    assert (control["top1"], control["seeds"], control["best"], control["tied"]) == (96, 2, False, False)
+    assert control["drop"] == pytest.approx(-6)
+    assert control["drop_low"] < -6 < control["drop_high"]
+    assert ("no", "unreduced") not in found
+    assert found["yes", "tome"]["best"]
+    assert "trained methods as means over 2 seeds" in table2(results).attrs["caption"]
+
+
 def test_best_and_tied_are_among_the_trained_and_among_the_others(by_method: Results) -> None:
     found = rows(table2(by_method), "trained", "method")
     assert [key for key, row in found.items() if row["best"]] == [("yes", "dpc_knn"), ("no", "dhtm")]

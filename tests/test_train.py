@@ -1,341 +1,960 @@
-"""The training track: recipes, augmentation, and a toy problem learnt in seconds."""
+"""The training track: a toy problem is learnt, and no kill, mistake or damage loses or falsifies anything."""
 
 from __future__ import annotations
 
-import csv
 import json
+import os
+import random
+import signal
 import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pytest
 import torch
-from layouts import own_classes
+from commands import Command, assert_refused
 from safetensors.torch import load_file
-from sweeping import save_image
+from sweeping import TINY as TINY_MODEL
+from sweeping import save_checkpoint
+from toy_training import (
+    ALONE,
+    AUGMENTED,
+    FINISHED,
+    RECIPE,
+    TINY,
+    UNFINISHED,
+    Silent,
+    curve_of,
+    files_of,
+    run,
+    save_textures,
+    task,
+    textures,
+    weights_of,
+)
 
-from tokenmerge_bench.augment import Augment, normalize, pad_crop, random_erase, random_hflip
+from tokenmerge_bench import checkpoints, learning_curve
+from tokenmerge_bench import train as training
+from tokenmerge_bench.budgets import Budget, Solver, reduce_with
+from tokenmerge_bench.checkpoints import CARD, WEIGHTS, open_checkpoint
 from tokenmerge_bench.data import ArrayImages
 from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.figures import curve
+from tokenmerge_bench.learning_curve import CurveRow
 from tokenmerge_bench.models import DEMO_MODEL, load_model
-from tokenmerge_bench.train import CurveRow, Recipe, open_training_set, read_recipe, train
+from tokenmerge_bench.options import parse_method
+from tokenmerge_bench.recipe import Recipe
+from tokenmerge_bench.store import read_results, write_text
+from tokenmerge_bench.student import Student
+from tokenmerge_bench.train import CURVE, STATE, Task
+from tokenmerge_bench.training_images import divide, open_source
 
 CPU = torch.device("cpu")
-TINY = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 7}
-RECIPE: dict[str, Any] = {
-    "model": DEMO_MODEL,
-    "model_kwargs": TINY,
-    "epochs": 2,
-    "batch_size": 32,
-    "lr": 3e-3,
-    "holdout": 40,
-    "ema_decay": 0.9,
-}
-
-
-class Silent:
-    """Keeps the rows that a reporter is told of."""
-
-    def __init__(self) -> None:
-        self.rows: list[CurveRow] = []
-        self.closed = False
-
-    def start(self, epochs: int) -> None:
-        self.epochs = epochs
-
-    def epoch(self, row: CurveRow) -> None:
-        self.rows.append(row)
-
-    def close(self) -> None:
-        self.closed = True
+SIT, SINKHORN = "sit:layers=1/2", "sinkhorn:layers=1/2"
+SMALL: dict[str, Any] = {"batch_size": 16, "holdout": 12}
+"""5 updates an epoch of 100 images."""
+WORKERS: dict[str, Any] = {"auto_augment": "rand-m5-mstd0.5", "crop_scale": (0.6, 1.0)}
+"""What is done image by image, in worker processes if there are any."""
 
 
 @pytest.fixture(scope="module")
 def toy() -> ArrayImages:
-    """360 noisy images of four textures: flat, columns, rows, checks."""
-    rng = np.random.default_rng(0)
-    labels = np.arange(360, dtype=np.int64) % 4
-    pixels = rng.integers(0, 120, (360, 28, 28), dtype=np.uint8)
-    row, column = np.indices((28, 28))
-    textures = np.stack([0 * row, column % 2, row % 2, (row + column) % 2]).astype(np.uint8)
-    pixels += 120 * textures[labels]
-    return ArrayImages.of("toy", pixels, labels, 4)
+    return textures(224)
 
 
-def run(toy: ArrayImages, out: Path, **changes: Any) -> dict[str, Any]:
-    return train(Recipe(**{**RECIPE, **changes}), toy, out, CPU, 0, Silent())
+@pytest.fixture(scope="module")
+def few() -> ArrayImages:
+    return textures(100)
 
 
-def test_a_learnable_problem_is_learnt_and_the_files_are_whole(toy: ArrayImages, tmp_path: Path) -> None:
-    reporter = Silent()
-    card = train(Recipe(**{**RECIPE, "epochs": 10, "lr": 1e-2}), toy, tmp_path / "out", CPU, 0, reporter)
-    assert reporter.closed
+@pytest.fixture(scope="module")
+def base(few: ArrayImages, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training of the unreduced model; not to be changed."""
+    out = tmp_path_factory.mktemp("base") / "out"
+    run(few, out, **SMALL)
+    return out
+
+
+# --- a toy problem ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, SIT, "tome", "dpc_knn:learned_weights=true:layers=1/2"])
+def test_a_learnable_problem_is_learnt(toy: ArrayImages, tmp_path: Path, method: str | None) -> None:
+    reporter, out = Silent(), tmp_path / "out"
+    hasty: dict[str, Any] = {
+        "epochs": 5,
+        "lr": 3e-2,
+        "batch_size": 8,
+        "clip_grad": 1.0,
+        "ema_decay": 0.8,
+        "warmup_epochs": 1,
+    }
+    card = run(toy, out, task(method, holdout=48, **hasty), reporter=reporter)
     losses = [row.train_loss for row in reporter.rows]
     assert losses[-1] < 0.5 * losses[0]
-    assert card["holdout_top1"] > 60  # chance is 25
-    assert json.loads((tmp_path / "out" / "card.json").read_text()) == card
-    assert card["data"] == {"name": "toy", "images": 360, "fingerprint": toy.fingerprint}
-    with (tmp_path / "out" / "curve.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["epoch"] for row in rows] == [str(epoch) for epoch in range(1, 11)]
-    assert list(rows[0]) == ["epoch", "lr", "train_loss", "holdout_top1", "holdout_top1_ema", "seconds"]
-    assert float(rows[-1]["holdout_top1_ema"]) == pytest.approx(card["holdout_top1"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "card.json",
-        "curve.csv",
-        "weights.safetensors",
-    ]
+    assert card.metrics["holdout_top1"] == reporter.rows[-1].holdout_top1_ema
+    assert card.metrics["holdout_top1"] > 60  # chance is 25
+    assert measured_again(toy, out) == pytest.approx(
+        card.metrics["holdout_top1"], abs=2.1
+    )  # one image: of half precision
+    assert reporter.started == (5, 22, 0)
+    assert reporter.closed
+    assert reporter.notes == []
+    assert files_of(out) == FINISHED
 
 
-def test_weights_are_half_precision_and_load_back_strictly(toy: ArrayImages, tmp_path: Path) -> None:
-    run(toy, tmp_path)
-    path = tmp_path / "weights.safetensors"
-    assert {tensor.dtype for tensor in load_file(path).values()} == {torch.float16}
-    loaded = load_model(DEMO_MODEL, path, device=CPU, model_kwargs=TINY)
+def measured_again(images: ArrayImages, out: Path) -> float:
+    """Accuracy on the images held out, from the files of the checkpoint alone."""
+    checkpoint = open_checkpoint(out)
+    assert checkpoint is not None
+    loaded, reducers = checkpoint.load(DEMO_MODEL, device=CPU)
+    network = loaded.model
+    if checkpoint.method is not None:
+        solution = Solver(loaded.model).solve(checkpoint.method, Budget("fraction", "0.8"))
+        assert solution.schedule.steps == checkpoint.card.schedule_steps
+        network = reduce_with(loaded.model, checkpoint.method, solution).eval()
+        network.reducers.load_state_dict(reducers)
+    held = divide(images, Recipe(**checkpoint.card.recipe)).holdout
+    mean, std = loaded.data_config["mean"][0], loaded.data_config["std"][0]
+    with torch.inference_mode():
+        scores = network((torch.from_numpy(images.pixels[held])[:, None] / 255 - mean) / std)
+    return 100 * float((scores.argmax(1).numpy() == images.labels[held]).mean())
+
+
+def test_weights_are_half_precision_and_load_back_strictly(base: Path) -> None:
+    assert {tensor.dtype for tensor in load_file(base / WEIGHTS).values()} == {torch.float16}
+    loaded = load_model(DEMO_MODEL, base / WEIGHTS, device=CPU, model_kwargs=TINY)
     assert loaded.model(torch.zeros(1, 1, 28, 28)).shape == (1, 4)
 
 
-FULL = {
-    "pad": 2,
-    "hflip": 0.5,
-    "erasing": 0.5,
-    "mixup": 0.2,
-    "cutmix": 1.0,
-    "label_smoothing": 0.1,
-    "drop_path": 0.1,
-}
-
-
-@pytest.mark.parametrize("changes", [FULL, {"auto_augment": "rand-m5-mstd0.5", "crop_scale": (0.6, 1.0)}])
-def test_the_same_seed_gives_the_same_weights(toy: ArrayImages, tmp_path: Path, changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("method", "changes", "workers"), [(SINKHORN, {**AUGMENTED, "rand_augment": 9}, 0), (None, WORKERS, 1)]
+)
+def test_the_same_seed_gives_the_same_weights(
+    few: ArrayImages, tmp_path: Path, method: str | None, changes: dict[str, Any], workers: int
+) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(toy, tmp_path / name, epochs=1, seed=seed, **changes)
-    a, b, c = ((tmp_path / name / "weights.safetensors").read_bytes() for name in "abc")
+        torch.rand(2 if name == "b" else 1)  # what was drawn before plays no part
+        one = task(method, seed=seed, epochs=1, **{**SMALL, **changes})
+        run(few, tmp_path / name, one, workers=workers)
+    a, b, c = (weights_of(tmp_path / name) for name in "abc")
     assert a == b
     assert a != c
 
 
-def test_images_the_model_does_not_take_as_they_are_go_through_timms_transform(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(96, dtype=np.int64) % 2
-    pixels = (labels[:, None, None, None] * 150 + rng.integers(0, 100, (96, 32, 40, 3))).astype(np.uint8)
-    images = ArrayImages.of("rgb", pixels, labels, 2)
+def test_workers_change_nothing(few: ArrayImages, tmp_path: Path) -> None:
+    """Not even what is drawn for mixup and drop path."""
+    for workers in (0, 2):
+        run(few, tmp_path / str(workers), workers=workers, epochs=1, **{**SMALL, **AUGMENTED, **WORKERS})
+    assert weights_of(tmp_path / "0") == weights_of(tmp_path / "2")
+
+
+def test_color_images_of_other_sizes_are_learnt(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(96) % 2
+    pixels = labels[:, None, None, None] * 150 + torch.randint(0, 100, (96, 32, 40, 3), generator=generator)
+    images = ArrayImages.of("rgb", pixels.to(torch.uint8).numpy(), labels.numpy(), 2)
     card = run(images, tmp_path, epochs=4, holdout=16, batch_size=16)
-    assert card["holdout_top1"] > 90
+    assert card.metrics["holdout_top1"] > 90
 
 
-def test_without_an_average_or_holdout_the_columns_are_empty(toy: ArrayImages, tmp_path: Path) -> None:
-    card = run(toy, tmp_path, epochs=1, holdout=0, ema_decay=0.0)
-    assert card["holdout_top1"] is None
-    assert card["weights"] == "last epoch"
-    assert (tmp_path / "curve.csv").read_text().splitlines()[1].split(",")[3:5] == ["", ""]
-
-
-def test_the_learning_rate_warms_up_and_falls(toy: ArrayImages, tmp_path: Path) -> None:
+def test_repeated_augmentation_is_trained_on(few: ArrayImages, tmp_path: Path) -> None:
     reporter = Silent()
-    recipe = Recipe(**{**RECIPE, "epochs": 5, "warmup_epochs": 2, "warmup_lr": 1e-5, "min_lr": 1e-4})
-    train(recipe, toy, tmp_path, CPU, 0, reporter)
+    card = run(few, tmp_path, reporter=reporter, repeats=3, pad=2, **SMALL)
+    assert reporter.started == (2, 5, 0)
+    assert card.metrics["images_trained_on"] == 88
+
+
+def test_without_an_average_or_holdout_the_columns_are_empty(few: ArrayImages, tmp_path: Path) -> None:
+    card = run(few, tmp_path, epochs=1, holdout=0, ema_decay=0.0)
+    assert card.metrics["holdout_top1"] is None
+    assert card.weights == "last epoch"
+    assert (tmp_path / CURVE).read_text().splitlines()[1].split(",")[3:5] == ["", ""]
+
+
+def test_the_learning_rate_warms_up_and_falls(few: ArrayImages, tmp_path: Path) -> None:
+    reporter = Silent()
+    run(few, tmp_path, reporter=reporter, epochs=5, warmup_epochs=2, warmup_lr=1e-5, min_lr=1e-4, **SMALL)
     lrs = [row.lr for row in reporter.rows]
     assert lrs[0] == pytest.approx(1e-5)
-    assert lrs[0] < lrs[1] < lrs[2]
+    assert lrs[0] < lrs[1] < lrs[2] < RECIPE["lr"]
     assert lrs[2] > lrs[3] > lrs[4] > 1e-4
 
 
-def test_divergence_stops_with_a_clear_message(toy: ArrayImages, tmp_path: Path) -> None:
+def trainer(images: ArrayImages, of: Task, updates: int = 5) -> training._Trainer:
+    torch.manual_seed(0)
+    return training._Trainer(of, training._start(of, images, ALONE), images.classes, ALONE, updates)
+
+
+def test_biases_norms_and_positions_are_not_decayed(few: ArrayImages) -> None:
+    made = trainer(few, task(SIT, weight_decay=0.1, distill_tokens=1.0, distill_lr_scale=5.0))
+    names = {id(parameter): name for name, parameter in made.student.named_parameters()}
+    decayed = {names[id(p)]: group["weight_decay"] for group in made.optimizer.param_groups for p in group["params"]}
+    assert decayed.keys() == set(names.values())
+    assert decayed["backbone.blocks.0.attn.qkv.weight"] == 0.1
+    for name in ("backbone.blocks.0.attn.qkv.bias", "backbone.norm.weight", "backbone.pos_embed", "backbone.cls_token"):
+        assert decayed[name] == 0
+    rates = {group["lr"] for group in made.optimizer.param_groups}
+    assert rates == {RECIPE["lr"], 5 * RECIPE["lr"]}  # of the first update already
+
+
+def test_the_moving_average_is_timms(few: ArrayImages) -> None:
+    """Against the formula, with timm's warm-up of the decay."""
+    made = trainer(few, task(SINKHORN, ema_decay=0.9))
+    assert made.ema is not None
+    name = "backbone.blocks.0.attn.qkv.weight"
+    expected = made.student.state_dict()[name].clone()
+    recipe = made.recipe
+    source = open_source(few, divide(few, recipe), recipe, CONFIG, ALONE, 0)
+    for number, micro in zip(range(1, 4), source.micros(1), strict=False):
+        made.update([micro])
+        decay = min(0.9, 1 - (1 + (number - 1)) ** (-2 / 3))
+        expected.lerp_(made.student.state_dict()[name], 1 - decay)
+    average = made.ema.module
+    assert average.state_dict()[name].equal(expected)
+    # The network of the average runs with the weights of the average.
+    ours, theirs = ({id(p) for p in one.network.model.parameters()} for one in (average, made.student))
+    assert ours == {id(parameter) for parameter in average.backbone.parameters()}
+    assert not ours & theirs
+
+
+CONFIG: dict[str, Any] = {
+    "input_size": (1, 28, 28),
+    "crop_pct": 1.0,
+    "mean": (0.5,),
+    "std": (0.5,),
+    "interpolation": "bilinear",
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"clip_grad": 0.1}])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(few: ArrayImages, changes: dict[str, Any]) -> None:
+    states = []
+    for most in (0, 4):
+        made = trainer(
+            few, task(SIT, opt="sgd", lr=0.1, micro_batch_size=most, label_smoothing=0.1, **SMALL, **changes)
+        )
+        recipe = made.recipe
+        source = open_source(few, divide(few, recipe), recipe, CONFIG, ALONE, 0)
+        micros = list(source.micros(1))
+        parts = 16 // source.micro
+        for update in range(3):
+            made.update(micros[update * parts : (update + 1) * parts])
+        states.append(made.student.state_dict())
+    assert len(micros) == 20
+    torch.testing.assert_close(states[0], states[1], rtol=1e-4, atol=1e-6)  # single precision, summed otherwise
+
+
+def test_compile_is_for_cuda_alone(few: ArrayImages, tmp_path: Path, base: Path) -> None:
+    run(few, tmp_path, compile="reduce-overhead", amp="bfloat16", **SMALL)
+    assert weights_of(tmp_path) == weights_of(base)
+
+
+# --- distillation -----------------------------------------------------------------------------------------------------
+
+
+def student(images: ArrayImages, of: Task) -> Student:
+    return trainer(images, of).student.train()
+
+
+def test_a_student_that_equals_its_teacher_has_nothing_to_learn_from_it(few: ArrayImages) -> None:
+    both: dict[str, Any] = {"distill_tokens": 2.0, "distill_logits": 2.0}
+    pixels, ids = torch.rand(4, 1, 28, 28), torch.arange(4)
+    _, extra = student(few, task("dhtm:layers=1/2", Budget("k", "0"), **both))(pixels, ids)
+    assert extra.item() == pytest.approx(0, abs=1e-6)
+    reduced = student(few, task(SIT, **both))
+    _, extra = reduced(pixels, ids)
+    assert extra.item() > 0.1
+    assert reduced.eval()(pixels, ids)[1] is None
+
+
+def test_distillation_brings_the_student_nearer_to_its_teacher(few: ArrayImages, base: Path, tmp_path: Path) -> None:
+    taught = task(SIT, distill_tokens=2.0, distill_logits=2.0, init="pretrained", weights=base, lr=1e-2, **SMALL)
+    made = student(few, taught)
+    optimizer = torch.optim.Adam(made.parameters(), 3e-3)
+    pixels, ids, losses = torch.rand(8, 1, 28, 28), torch.arange(8), []
+    for _ in range(20):
+        _, extra = made(pixels, ids)
+        losses.append(extra.item())
+        optimizer.zero_grad()
+        extra.backward()
+        optimizer.step()
+    assert losses[-1] < 0.5 * losses[0]
+    run(few, tmp_path, taught)
+    held = load_file(tmp_path / WEIGHTS)
+    assert not [key for key in held if "recalibration" in key or "teacher" in key]  # of no use after training
+    assert any(key.startswith("reducers.") for key in held)
+
+
+# --- checkpoints and their cards --------------------------------------------------------------------------------------
+
+
+def test_the_card_says_what_the_checkpoint_is(few: ArrayImages, base: Path, tmp_path: Path) -> None:
+    card = run(few, tmp_path, task(SIT, weights=base, init="pretrained", seed=3, **SMALL))
+    assert json.loads((tmp_path / CARD).read_text()) == json.loads(card.model_dump_json())
+    assert (card.model, card.model_kwargs, card.classes) == (DEMO_MODEL, TINY, 4)
+    assert (card.method, card.budget, card.seed) == ("sit", "0.8", 3)
+    assert card.options["layers"] == "1/2"
+    assert [step.block for step in card.schedule_steps] == [1, 2]
+    unreduced = json.loads((base / CARD).read_text())
+    assert card.gflops == pytest.approx(0.8 * unreduced["gflops"], rel=0.01)
+    assert unreduced["method"] == "none"
+    assert unreduced["initial"] is None
+    assert card.initial == {"weights": WEIGHTS, "fingerprint": card.initial["fingerprint"]} if card.initial else False
+    assert Recipe(**card.recipe) == Recipe(**{**RECIPE, **SMALL, "init": "pretrained", "seed": 3})
+    assert card.data == {"name": "toy", "images": 100, "fingerprint": few.fingerprint}
+    assert card.weights == "moving average, last epoch"
+    assert card.metrics["images_trained_on"] == 88
+    assert card.metrics["unreadable"] == []
+    (_, last) = curve_of(tmp_path)
+    assert f"{card.metrics['train_loss']:.6g}" == last["train_loss"]
+    assert f"{card.metrics['holdout_top1']:.6g}" == last["holdout_top1_ema"]
+    assert card.hardware
+    assert card.precision == "float32"
+    assert card.versions.keys() >= {"tokenmerge_bench", "torch", "timm"}
+    assert card.seconds > 0
+
+
+def test_the_curve_has_a_row_for_every_epoch(base: Path) -> None:
+    rows = curve_of(base)
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert list(rows[0]) == ["epoch", "lr", "train_loss", "holdout_top1", "holdout_top1_ema"]
+
+
+def test_the_best_epoch_is_kept_if_the_recipe_says_so(
+    few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The accuracies are made up: 50, 75, 75, 25 of the average; the first of the best is kept."""
+    best = {**SMALL, "epochs": 4, "keep": "best"}
+    found = {id(few): iter([0.0, 50.0, 0.0, 75.0, 0.0, 75.0, 0.0, 25.0])}
+    monkeypatch.setattr(training._Trainer, "top1", lambda *_: next(found[id(few)]))
+    card = run(few, tmp_path / "best", **best)
+    assert card.weights == "moving average, epoch 2, the best of 4 on held-out training images"
+    assert card.metrics["holdout_top1"] == 75
+    monkeypatch.setattr(training._Trainer, "top1", lambda *_: 0.0)
+
+    def stop(update: int) -> None:
+        if update == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(few, tmp_path / "second", reporter=Silent(stop), **{**best, "keep": "last"})
+    second = torch.load(tmp_path / "second" / STATE, weights_only=True)
+    assert second["updates"] == 10
+    expected = second["average"]["backbone.head.weight"]
+    assert load_file(tmp_path / "best" / WEIGHTS)["head.weight"].equal(expected.half())
+
+
+def test_the_card_names_no_absolute_path(few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [str(tmp_path / "__main__.py"), "train", "--out", str(tmp_path / "o"), f"--weights={tmp_path / 'w'}", "x=1"]
+    monkeypatch.setattr(sys, "argv", words)
+    assert run(few, tmp_path / "o", epochs=1, **SMALL).command == "tmbench train --out o --weights=w x=1"
+
+
+# --- killed and gone on with ------------------------------------------------------------------------------------------
+
+
+IN_CHILD = pytest.MonkeyPatch()
+"""For what is changed in a copy of this process, which ends with it."""
+
+
+def die(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at(update: int) -> Callable[[], Silent]:
+    return lambda: Silent(lambda now: die() if now == update else None)
+
+
+def die_writing_the_state(epoch: int) -> Callable[[], Silent]:
+    """Half of the file is written."""
+
+    def prepare() -> Silent:
+        def save(state: dict[str, Any], path: Path) -> None:
+            write(state, path)
+            if len(state["curve"]) == epoch:
+                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+                die()
+
+        write = torch.save
+        IN_CHILD.setattr(torch, "save", save)
+        return Silent()
+
+    return prepare
+
+
+def die_after_the_state(epoch: int) -> Callable[[], Silent]:
+    """Before the epoch's line is in curve.csv."""
+
+    def prepare() -> Silent:
+        def write(path: Path, text: str) -> None:
+            if text.count("\n") > epoch:
+                die()
+            write_text(path, text)
+
+        IN_CHILD.setattr(training, "write_text", write)
+        return Silent()
+
+    return prepare
+
+
+def die_before_the_card() -> Silent:
+    IN_CHILD.setattr(checkpoints, "write_text", die)
+    return Silent()
+
+
+def die_after_the_card() -> Silent:
+    def last(path: Path, text: str) -> None:
+        write_text(path, text)
+        die()
+
+    IN_CHILD.setattr(checkpoints, "write_text", last)
+    return Silent()
+
+
+def in_child(action: Callable[[], object]) -> int:
+    """Runs something in a copy of this process; the identifier of which is given."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+        child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    return child
+
+
+def assert_killed(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def killed_run(prepare: Callable[[], Silent], images: ArrayImages, out: Path, of: Task, workers: int) -> None:
+    run(images, out, of, workers=workers, reporter=prepare())
+
+
+KILLED: dict[str, tuple[str | None, dict[str, Any], int, list[tuple[Callable[[], Silent], int]]]] = {
+    "at every kind of moment": (
+        SINKHORN,
+        {**AUGMENTED, "micro_batch_size": 4, "keep": "best"},
+        0,
+        [
+            (die_at(2), 0),
+            (die_writing_the_state(1), 0),
+            (die_at(7), 1),
+            (die_after_the_state(2), 2),
+            (die_writing_the_state(3), 2),
+            (die_after_the_state(3), 3),
+            (die_before_the_card, 3),
+        ],
+    ),
+    "with workers": (None, {**AUGMENTED, **WORKERS, "repeats": 2}, 1, [(die_at(8), 1)]),
+    "with a teacher": (SIT, {"distill_tokens": 2.0, "distill_logits": 2.0, "opt": "sgd"}, 0, [(die_at(8), 1)]),
+}
+
+
+@pytest.mark.parametrize("case", KILLED)
+def test_training_that_was_killed_goes_on_as_if_it_had_not_been(few: ArrayImages, tmp_path: Path, case: str) -> None:
+    method, changes, workers, kills = KILLED[case]
+    one = task(method, **{**SMALL, "epochs": 3, **changes})
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    run(few, whole, one, workers=workers)
+    for prepare, epochs in kills:
+        assert_killed(in_child(partial(killed_run, prepare, few, out, one, workers)))
+        assert not (out / CARD).exists()
+        state = torch.load(out / STATE, weights_only=True) if epochs else {"curve": []}
+        assert len(state["curve"]) == epochs
+        assert (out / STATE).exists() == bool(epochs)
     reporter = Silent()
-    with pytest.raises(InputError, match=r"diverged: the loss is \w+ in epoch \d"):
-        train(Recipe(**{**RECIPE, "opt": "sgd", "lr": 1e12, "epochs": 3}), toy, tmp_path, CPU, 0, reporter)
+    card = run(few, out, one, workers=workers, reporter=reporter)
+    assert reporter.started is not None
+    assert reporter.started[2] == kills[-1][1]
+    assert curve_of(out) == curve_of(whole)
+    assert weights_of(out) == weights_of(whole)
+    assert files_of(out) - {f".{STATE}.tmp"} == FINISHED
+    uninterrupted = json.loads((whole / CARD).read_text())
+    assert {key: card.metrics[key] for key in card.metrics} == uninterrupted["metrics"]
+    assert card.weights == uninterrupted["weights"]
+
+
+def test_killed_at_any_moment(few: ArrayImages, tmp_path: Path) -> None:
+    one = task(SINKHORN, **{**SMALL, **AUGMENTED, "epochs": 5})
+    began = time.perf_counter()
+    run(few, tmp_path / "whole", one)
+    seconds = time.perf_counter() - began
+    draws = random.Random(0)
+    for _ in range(3):
+        child = in_child(lambda: run(few, tmp_path / "killed", one))
+        time.sleep(draws.uniform(0.3, 1.0) * seconds)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    run(few, tmp_path / "killed", one)
+    assert curve_of(tmp_path / "killed") == curve_of(tmp_path / "whole")
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "whole")
+
+
+def test_killed_between_the_card_and_the_end_it_is_finished(few: ArrayImages, tmp_path: Path) -> None:
+    one = task(**SMALL)
+    assert_killed(in_child(lambda: run(few, tmp_path, one, reporter=die_after_the_card())))
+    reporter = Silent()
+    run(few, tmp_path, one, reporter=reporter)
+    assert reporter.started is None
+    assert files_of(tmp_path) == FINISHED
+
+
+def test_the_state_of_a_run_under_way_has_the_weights_of_the_model(few: ArrayImages, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(few, tmp_path, reporter=Silent(interrupt_at(7)), **SMALL)
+    assert files_of(tmp_path) == UNFINISHED
+    load_model(DEMO_MODEL, tmp_path.joinpath(STATE).rename(tmp_path / "state.pth"), device=CPU, model_kwargs=TINY)
+
+
+def interrupt_at(update: int) -> Callable[[int], None]:
+    def stop(now: int) -> None:
+        if now == update:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_a_finished_folder_gives_its_card_and_is_not_touched(few: ArrayImages, base: Path) -> None:
+    before = {name: (base / name).stat().st_mtime_ns for name in (CARD, CURVE, WEIGHTS)}
+    reporter = Silent()
+    card = run(few, base, reporter=reporter, **SMALL)
+    assert json.loads((base / CARD).read_text()) == json.loads(card.model_dump_json())
+    assert {name: (base / name).stat().st_mtime_ns for name in before} == before
+    assert reporter.rows == []
+    assert reporter.notes == [f"'{base}' holds this training, finished; --fresh would start it over"]
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+@pytest.mark.parametrize(
+    ("of", "message"),
+    [
+        ({"lr": 1e-4}, r"recipe's lr was 0\.003, now 0\.0001"),
+        ({"seed": 1}, "recipe's seed was 0, now 1"),
+        ("tome", "method's method was none, now tome"),
+        ("other images", "data was toy"),
+    ],
+)
+def test_an_earlier_run_of_another_task_is_not_overwritten(
+    few: ArrayImages, tmp_path: Path, of: Any, message: str, is_finished: bool
+) -> None:
+    if is_finished:
+        run(few, tmp_path, epochs=1, **SMALL)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            run(few, tmp_path, reporter=Silent(interrupt_at(6)), **SMALL)
+    usual = {**SMALL, "epochs": 1 if is_finished else 2}
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    images = textures(100, seed=1) if of == "other images" else few
+    other = task(of, **usual) if of == "tome" else task(**{**usual, **(of if isinstance(of, dict) else {})})
+    with pytest.raises(InputError, match=rf"holds another experiment \(.*{message}.*give another folder .*--fresh"):
+        run(images, tmp_path, other)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_fresh_starts_over(few: ArrayImages, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(few, tmp_path, reporter=Silent(interrupt_at(6)), seed=1, **SMALL)
+    (tmp_path / "curve.png").touch()
+    run(few, tmp_path, fresh=True, **SMALL)
+    assert weights_of(tmp_path) == weights_of(base)
+    assert files_of(tmp_path) == FINISHED
+
+
+def test_folders_of_something_else_are_not_written_to(few: ArrayImages, tmp_path: Path) -> None:
+    (tmp_path / CARD).write_text("{}")
+    with pytest.raises(InputError, match="holds files that no train made"):
+        run(few, tmp_path, fresh=True)
+    assert [path.name for path in tmp_path.iterdir()] == [CARD]
+
+
+def test_a_run_under_way_is_not_disturbed(few: ArrayImages, tmp_path: Path) -> None:
+    found: list[str] = []
+
+    def again(update: int) -> None:
+        if update == 1:
+            with pytest.raises(InputError, match="another train is writing to") as refused:
+                run(few, tmp_path, fresh=True, **SMALL)
+            found.append(str(refused.value))
+
+    run(few, tmp_path, reporter=Silent(again), **SMALL)
+    assert len(found) == 1
+
+
+def test_a_damaged_state_is_not_taken_for_a_whole_one(few: ArrayImages, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(few, tmp_path, reporter=Silent(interrupt_at(6)), **SMALL)
+    (tmp_path / STATE).write_bytes((tmp_path / STATE).read_bytes()[:1000])
+    with pytest.raises(InputError, match=r"state\.pt' is damaged .* start over with --fresh"):
+        run(few, tmp_path, **SMALL)
+
+
+def test_finished_weights_that_are_not_those_of_the_card_are_refused(
+    few: ArrayImages, base: Path, tmp_path: Path
+) -> None:
+    run(few, tmp_path, epochs=1, **SMALL)
+    (tmp_path / WEIGHTS).write_bytes(weights_of(base))
+    with pytest.raises(InputError, match="and its card disagree"):
+        run(few, tmp_path, epochs=1, **SMALL)
+
+
+# --- divergence and memory --------------------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_that_is_too_high_is_named(few: ArrayImages, tmp_path: Path) -> None:
+    reporter = Silent()
+    with pytest.raises(
+        InputError, match=r"diverged: .* \(epoch 1\), at a learning rate of \d.*e\+1\d; no epoch is finished"
+    ):
+        run(few, tmp_path, opt="sgd", lr=1e12, epochs=3, reporter=reporter)
     assert reporter.closed
-    assert not (tmp_path / "weights.safetensors").exists()
+    assert files_of(tmp_path) == {"train.json"}
+    run(few, tmp_path, epochs=1)  # which tells it to be lowered, and the folder is free
 
 
-def test_an_earlier_run_is_not_overwritten(toy: ArrayImages, tmp_path: Path) -> None:
-    (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(InputError, match=r"already holds card.json"):
-        run(toy, tmp_path)
-    assert (tmp_path / "card.json").read_text() == "{}"
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_a_loss_that_is_no_number_stops_training_with_the_last_good_state(
+    few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """At the 8th update, which is the third of the second epoch."""
+    loss, rates = training._Trainer._loss, []
+
+    def poisoned(self: training._Trainer, micro: Any) -> torch.Tensor:
+        rates.append(self.lr)
+        return loss(self, micro) + (float(value) if self.updates == 7 else 0.0)
+
+    monkeypatch.setattr(training._Trainer, "_loss", poisoned)
+    with pytest.raises(InputError) as raised:
+        run(few, tmp_path, epochs=3, **SMALL)
+    assert str(raised.value) == (
+        f"training diverged: the loss is {value} at update 8 (epoch 2), at a learning rate of {rates[7]:.3g}; "
+        f"'{tmp_path / STATE}' holds the weights after epoch 1; lower lr or set clip_grad, in another folder"
+    )
+    assert files_of(tmp_path) == UNFINISHED
+    state = torch.load(tmp_path / STATE, weights_only=True)
+    assert state["updates"] == 5
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
 
 
-def test_too_few_images_are_refused(toy: ArrayImages, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"360 training images of 'toy' are too few for holdout 340"):
-        run(toy, tmp_path, holdout=340)
+def test_weights_that_the_last_update_spoilt_are_not_kept(
+    few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No loss shows it."""
+    update = training._Trainer.update
+
+    def spoil(self: training._Trainer, micros: Any) -> torch.Tensor:
+        loss = update(self, micros)
+        if self.updates == 10:
+            torch.nn.init.constant_(self._parameters[0], float("nan"))
+        return loss
+
+    monkeypatch.setattr(training._Trainer, "update", spoil)
+    with pytest.raises(InputError, match=r"weights are no numbers at update 10 \(epoch 2\).*after epoch 1"):
+        run(few, tmp_path, **SMALL)
+    assert files_of(tmp_path) == UNFINISHED
+    assert torch.load(tmp_path / STATE, weights_only=True)["updates"] == 5
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    "error", [torch.cuda.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("can't allocate memory")]
+)
+def test_a_batch_that_does_not_fit_says_what_to_lower_and_goes_on(
+    few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    update = training._Trainer.update
+
+    def scarce(self: training._Trainer, micros: Any) -> torch.Tensor:
+        if self.updates == 6 and len(micros[0].labels) > 8:
+            raise error
+        return update(self, micros)
+
+    monkeypatch.setattr(training._Trainer, "update", scarce)
+    says = (
+        r"^16 images at a time do not fit into the memory of cpu: give the same command with "
+        r"--set micro_batch_size=8, it goes on after epoch 1$"
+    )
+    with pytest.raises(InputError, match=says):
+        run(few, tmp_path, **SMALL)
+    reporter = Silent()
+    card = run(few, tmp_path, reporter=reporter, micro_batch_size=8, **SMALL)
+    assert reporter.started == (2, 5, 1)
+    assert card.recipe["micro_batch_size"] == 8
+    assert len(curve_of(tmp_path)) == 2
+
+
+def test_images_held_out_that_do_not_fit_say_so_too(
+    few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scarce(*_: Any) -> float:
+        raise MemoryError
+
+    monkeypatch.setattr(training._Trainer, "top1", scarce)
+    with pytest.raises(InputError, match=r"--set micro_batch_size=8, it goes on after epoch 0"):
+        run(few, tmp_path, **SMALL)
+
+
+def test_other_errors_are_not_hidden(few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> torch.Tensor:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(training._Trainer, "update", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(few, tmp_path, **SMALL)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "message"),
     [
-        ({"model": "deit_micro_patch2_82"}, f"did you mean '{DEMO_MODEL}'"),
-        ({"model_kwargs": {"embed_dmi": 16}}, "embed_dmi"),
-        ({"opt": "adamq"}, "optimizer 'adamq' .*did you mean"),
+        (None, {"model": "deit_micro_patch2_82"}, f"did you mean '{DEMO_MODEL}'"),
+        (None, {"model": ""}, "the recipe names no model: give one with --model"),
+        (None, {"model_kwargs": {"embed_dmi": 16}}, "embed_dmi"),
+        (None, {"opt": "adamq"}, "optimizer 'adamq' .*did you mean"),
+        (None, {"distill_logits": 1.0}, "distillation teaches a reduced model"),
+        (None, {"holdout": 90}, "100 training images of 'toy' are too few for holdout 90"),
+        ("sit:layers=9", {}, "9"),
     ],
 )
-def test_what_timm_does_not_know_is_named(
-    toy: ArrayImages, tmp_path: Path, changes: dict[str, Any], message: str
+def test_mistakes_are_named(
+    few: ArrayImages, tmp_path: Path, method: str | None, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        run(toy, tmp_path, **changes)
+        run(few, tmp_path, task(method, **{**SMALL, **changes}))
+    assert files_of(tmp_path) <= {"train.json"}
 
 
-def test_the_card_names_no_absolute_path(toy: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / "tmbench"), "train", "--out", str(tmp_path / "o"), "x=1"])
-    assert run(toy, tmp_path / "o", epochs=1)["command"] == "tmbench train --out o x=1"
+def test_a_budget_that_the_method_cannot_reach_is_refused(few: ArrayImages, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"the nearest that .* can do is 0\.\d+ .*ask for another --budget"):
+        run(few, tmp_path / "out", task("tome", Budget("fraction", "0.2")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_without_a_budget_is_refused() -> None:
+    with pytest.raises(InputError, match="give both, --method and --budget, or neither"):
+        Task(Recipe(**RECIPE), parse_method("sit"))
+
+
+def test_weights_that_would_not_be_used_are_refused(base: Path) -> None:
+    with pytest.raises(InputError, match=r"would not be used, as the recipe trains from scratch.*init=pretrained"):
+        task(weights=base)
+
+
+def test_weights_of_another_architecture_are_refused(few: ArrayImages, base: Path, tmp_path: Path) -> None:
+    wider = {**TINY, "embed_dim": 24}
+    with pytest.raises(InputError, match="weights"):
+        run(few, tmp_path / "out", task(weights=base, init="pretrained", model_kwargs=wider))
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_were_trained_with_a_method_are_no_beginning(few: ArrayImages, tmp_path: Path) -> None:
+    reduced = save_checkpoint(tmp_path / "sit").file.parent
+    with pytest.raises(InputError, match=r"was trained tiny_28 with sit at .*weights of the unreduced model"):
+        run(few, tmp_path / "out", task(weights=reduced, init="pretrained", model=TINY_MODEL, model_kwargs={}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_head_for_other_classes_is_replaced(few: ArrayImages, base: Path, tmp_path: Path) -> None:
+    seven = ArrayImages.of("seven", few.pixels, few.labels + 3, 7)
+    card = run(seven, tmp_path, task(weights=base, init="pretrained", lr=1e-9, ema_decay=0.0, **SMALL))
+    assert card.classes == 7
+    before, after = load_file(base / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert after["head.weight"].shape == (7, 16)
+    assert after["blocks.0.attn.qkv.weight"].equal(before["blocks.0.attn.qkv.weight"])
+
+
+# --- what is told on the way ------------------------------------------------------------------------------------------
 
 
 def test_lines_are_reported_where_stderr_is_no_terminal(
-    toy: ArrayImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    few: ArrayImages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(Recipe(**RECIPE), toy, tmp_path, CPU, 0)
+    training.train(task(**SMALL), few, tmp_path, ALONE)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert lines[0].startswith("epoch 1/2, ")
     assert "averaged" in lines[0]
 
 
-def write(path: Path, text: str) -> Path:
-    path.write_text(text, encoding="utf-8")
-    return path
+def test_a_bar_shows_how_far_it_is_and_how_long_it_takes(
+    few: ArrayImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "200")
+    training.train(task(**SMALL), few, tmp_path, ALONE)
+    told = capsys.readouterr().err
+    assert "epoch 2/2" in told
+    assert "averaged" in told
+    # Of a folder that is finished there is no bar, but a note.
+    training.train(task(**SMALL), few, tmp_path, ALONE)
+    assert "holds this training, finished" in capsys.readouterr().err
 
 
-GOOD = 'model = "m"\nepochs = 3\nbatch_size = 4\nlr = 1e-3\n'
-
-
-def test_the_shipped_recipe_reads_and_overrides_apply(tmp_path: Path) -> None:
-    assert read_recipe("demo").model == DEMO_MODEL
-    changed = read_recipe("demo", ["epochs=30", "model_kwargs.embed_dim=96", "amp=none", "crop_scale=[0.5, 1.0]"])
-    assert (changed.epochs, changed.model_kwargs, changed.amp) == (30, {"weight_init": "jax", "embed_dim": 96}, "none")
-    assert changed.crop_scale == (0.5, 1.0)
-    assert read_recipe(write(tmp_path / "r.toml", GOOD)).lr == 1e-3
+def test_a_curve_is_the_same_file_for_the_same_rows() -> None:
+    rows = [CurveRow(1, 1e-3, 2.0 / 3, None, 50.0, 1.5), CurveRow(2, 1e-4, 0.5, 25.0, None, 2.0)]
+    assert learning_curve.curve_csv(rows) == (
+        "epoch,lr,train_loss,holdout_top1,holdout_top1_ema,seconds\n1,0.001,0.666667,,50,1.5\n2,0.0001,0.5,25,,2\n"
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("accuracies", "epochs", "labels"),
     [
-        (GOOD + "epohcs = 3\n", r"unknown key 'epohcs' \(did you mean 'epochs'\?\)"),
-        (GOOD.replace("epochs = 3\n", ""), "the key 'epochs' is missing"),
-        (GOOD + "erasing = 1.5\n", "'erasing': .* got 1.5"),
-        (GOOD + "warmup_epochs = 3\n", r"warmup_epochs \(3\) must be less than epochs \(3\)"),
-        (GOOD.replace("4", "5") + "mixup = 0.1\n", r"batch_size \(5\) must be even"),
-        (GOOD + "model_kwargs = {num_classes = 3}\n", "must not set num_classes"),
-        (GOOD + "lr = \n", "no valid TOML"),
+        ((), 20, [["training loss"], ["learning rate"]]),
+        (("holdout_top1",), 1, [["training loss"], ["learning rate"], ["weights"]]),
+        (
+            ("holdout_top1", "holdout_top1_ema"),
+            40,
+            [["training loss"], ["learning rate"], ["weights", "moving average"]],
+        ),
     ],
 )
-def test_bad_recipes_are_explained(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_recipe(write(tmp_path / "r.toml", text))
+def test_the_figure_of_a_curve_shows_what_was_measured(
+    tmp_path: Path, accuracies: tuple[str, ...], epochs: int, labels: list[list[str]]
+) -> None:
+    rows = [CurveRow(e, 1e-3 / e, 1 / e, None, None, 1.0) for e in range(1, epochs + 1)]
+    made: list[dict[str, Any]] = [{name: 90.0 - row.train_loss - len(name) for name in accuracies} for row in rows]
+    rows = [replace(row, **values) for row, values in zip(rows, made, strict=True)]
+    (tmp_path / CURVE).write_text(learning_curve.curve_csv(rows))
+    table = pd.read_csv(tmp_path / CURVE)
+    figure = curve.draw(table)
+    for axes, named in zip(figure.axes, labels, strict=True):
+        legend = axes.get_legend()
+        assert axes.get_xlabel() == "epoch"
+        assert ([text.get_text() for text in legend.get_texts()] if legend else [axes.get_ylabel()]) == named
+    for axes, columns in zip(figure.axes, (["train_loss"], ["lr"], accuracies), strict=False):
+        for line, column in zip(axes.get_lines(), columns, strict=True):
+            assert line.get_xydata().tolist() == table[["epoch", column]].to_numpy().tolist()  # type: ignore[union-attr]
+            assert (line.get_marker() == ".") == (epochs < 40)  # or a single epoch would not be seen
+    figure.draw_without_rendering()
+    inside = figure.bbox.padded(1)
+    for axes in figure.axes:
+        for text in (axes.yaxis.label, axes.xaxis.label):
+            box = text.get_window_extent()
+            assert inside.contains(box.x0, box.y0)
+            assert inside.contains(box.x1, box.y1)
+    assert curve.save(tmp_path / CURVE) == [tmp_path / "curve.png", tmp_path / "curve.svg"]
 
 
-def test_missing_recipes_and_bad_overrides_are_explained() -> None:
-    with pytest.raises(InputError, match=r"no recipe 'dmeo'.*demo"):
-        read_recipe("dmeo")
-    with pytest.raises(InputError, match="must read key=value"):
-        read_recipe("demo", ["epochs"])
-    with pytest.raises(InputError, match="'lr' is a plain value"):
-        read_recipe("demo", ["lr.max=3"])
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "epoch,lr,train_loss\n1,2,3\n"])
+def test_what_is_no_learning_curve_is_not_drawn(tmp_path: Path, text: str) -> None:
+    (tmp_path / CURVE).write_text(text)
+    with pytest.raises(InputError, match=r"no learning curve that `tmbench train` wrote"):
+        curve.save(tmp_path / CURVE)
 
 
-def test_a_test_set_is_not_trained_on() -> None:
-    with pytest.raises(InputError, match="'demo' is a test set"):
-        open_training_set("demo")
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_training_folders_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no folder .* to train on"):
-        open_training_set(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="no images in dataset folder"):
-        open_training_set(str(tmp_path))
-    (tmp_path / "train-images-idx3-ubyte").touch()
-    with pytest.raises(InputError, match="no Fashion-MNIST training files"):
-        open_training_set(str(tmp_path))
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set in class folders, with a split for evaluation."""
+    save_textures(tmp_path / "data" / "train", 40)
+    save_textures(tmp_path / "data" / "val", 8, seed=1)
+    return tmp_path / "data"
 
 
-def test_validation_images_beside_training_images_are_not_trained_on(tmp_path: Path) -> None:
-    for number, part in enumerate(("train", "val")):
-        save_image(tmp_path / part / "n01440764" / f"{part}.png", seed=number)
-    assert open_training_set(str(tmp_path)).paths == ["n01440764/train.png"]
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    lines = [f'model = "{TINY_MODEL}"', "epochs = 1", "batch_size = 8", "lr = 1e-3"]
+    (tmp_path / "r.toml").write_text("\n".join(lines))
+    return tmp_path / "r.toml"
 
 
-@pytest.mark.parametrize("name", ["train", "training"])
-def test_the_training_split_is_found_by_its_synonyms(tmp_path: Path, name: str) -> None:
-    own_classes(tmp_path / name, ["ants", "bees"])
-    own_classes(tmp_path / "validation", ["ants"])
-    (tmp_path / "devkit").mkdir()  # no split, and no class either: it holds no images
-    images = open_training_set(str(tmp_path))
-    assert (images.name, images.classes) == (name, 2)
+def test_what_was_trained_is_swept(tmbench: Command, folder: Path, recipe: Path, quick_figures: None) -> None:
+    usual = ("--recipe", recipe, "--dataset", folder)
+    done = tmbench("train", *usual, "--out", "base")
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == [
+        "weights base/weights.safetensors (last epoch; card.json says how they came)",
+        "figure  base/curve.png (also svg)",
+    ]
+    started = ("--weights", "base", "--set", "init=pretrained")
+    done = tmbench("train", *usual, *started, "--method", "sit", "--keep-rate", "0.7", "--seed", "2", "--out", "sit")
+    assert done.code == 0, done.err
+    card = json.loads(Path("sit", CARD).read_text())
+    assert (card["method"], card["budget"], card["seed"]) == ("sit", "keep_rate=0.7", 2)
+    assert card["initial"]["weights"] == "weights.safetensors"
+    again = tmbench("train", *usual, *started, "--method", "sit", "--keep-rate", "0.7", "--seed", "2", "--out", "sit")
+    assert (again.code, again.out) == (0, done.out)
+    done = tmbench(
+        *("sweep", "--models", TINY_MODEL, "--weights", "base", "--weights", "sit", "--methods", "dpc_knn,sit"),
+        *("--keep-rate", "0.7", "--dataset", folder, "--out", "swept"),
+    )
+    assert done.code == 0, done.err
+    rows = read_results(Path("swept"))
+    assert rows[["method", "trained", "weights", "status"]].to_numpy().tolist() == [
+        ["none", "no", "base", "ok"],
+        ["dpc_knn", "no", "base", "ok"],
+        ["sit", "yes", "sit", "ok"],
+    ]
+    assert rows["n_images"].tolist() == [8, 8, 8]
 
 
-def test_splits_without_a_training_one_are_not_trained_on(tmp_path: Path) -> None:
-    own_classes(tmp_path / "val")
-    own_classes(tmp_path / "test")
-    with pytest.raises(InputError, match=r"holds test, val but no training images: put them in a folder train/"):
-        open_training_set(str(tmp_path))
+BAD: list[tuple[str, list[str], list[str]]] = [
+    ("misspelt key", ["--set", "epohcs=3"], ["unknown key 'epohcs'", "did you mean 'epochs'"]),
+    ("misspelt recipe", ["--recipe", "dmeo"], ["no recipe 'dmeo'", "did you mean 'demo'"]),
+    ("test set", ["--dataset", "demo"], ["'demo' is a test set"]),
+    ("no split", ["--dataset", "data/val"], ["not divided into train/ and val/"]),
+    ("no such folder", ["--dataset", "nowhere"], ["no folder 'nowhere'"]),
+    ("method without budget", ["--method", "sit"], ["give --method and one of --budget"]),
+    ("two budgets", ["--method", "tome", "--r", "3", "--budget", "0.7"], ["at one budget"]),
+    ("budget without method", ["--budget", "0.7"], ["none of them for the unreduced model"]),
+    ("unknown method", ["--method", "sti", "--budget", "0.7"], ["'sti'", "did you mean 'sit'"]),
+    ("unreachable", ["--method", "tome", "--budget", "0.1"], ["the nearest that tome can do"]),
+    ("unknown model", ["--model", "tiny_82"], ["'tiny_82'", "did you mean"]),
+    ("missing weights", ["--weights", "no.safetensors", "--set", "init=pretrained"], ["no.safetensors"]),
+    ("unused weights", ["--weights", "no.safetensors"], ["trains from scratch"]),
+    ("unfinished weights", ["--weights", "data", "--set", "init=pretrained"], ["holds no card.json"]),
+    ("negative workers", ["--workers", "-1"], ["--workers -1 is negative"]),
+    ("unknown device", ["--device", "gpu"], ["gpu"]),
+    ("large batch", ["--set", "batch_size=64"], ["40 training images", "lower holdout or batch_size"]),
+    ("foreign folder", ["--out", "data"], ["holds files that no train made"]),
+]
 
 
-def test_a_class_named_as_a_split_is_trained_on_as_a_class(tmp_path: Path) -> None:
-    images = open_training_set(str(own_classes(tmp_path, ["bus", "car", "train"])))
-    assert (images.classes, len(images)) == (3, 6)
+@pytest.mark.parametrize(("flags", "words"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])
+def test_bad_input_is_one_sentence_and_code_2(
+    tmbench: Command, folder: Path, recipe: Path, flags: list[str], words: list[str]
+) -> None:
+    usual = {"--recipe": str(recipe), "--dataset": str(folder), "--out": "out"}
+    repeated = [word for pair in usual.items() if pair[0] not in flags for word in pair]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert_refused(tmbench("train", *repeated, *flags), *words)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert not Path("out").exists()
 
 
-def test_every_image_is_shifted_on_its_own_and_nothing_is_invented() -> None:
-    images = torch.zeros(64, 2, 9, 7, dtype=torch.uint8)
-    images[:, :, 4, 3] = torch.tensor([5, 9], dtype=torch.uint8)
-    shifted = pad_crop(images, 2, torch.Generator().manual_seed(0))
-    assert shifted.shape == images.shape
-    where = shifted[:, 0].flatten(1).argmax(1)
-    rows, columns = where // 7, where % 7
-    assert set(rows.tolist()) == {2, 3, 4, 5, 6}
-    assert set(columns.tolist()) == {1, 2, 3, 4, 5}
-    assert shifted[:, 1].flatten(1).argmax(1).equal(where)  # channels move together
-    assert (shifted.sum((2, 3)) == torch.tensor([5, 9])).all()
+def test_another_task_in_the_same_folder_is_one_sentence_and_code_2(
+    tmbench: Command, folder: Path, recipe: Path
+) -> None:
+    usual = ("train", "--recipe", recipe, "--dataset", folder, "--out", "out")
+    assert tmbench(*usual).code == 0
+    before = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    done = tmbench(*usual, "--method", "tome", "--r", "2")
+    assert_refused(done, "holds another experiment", "was none, now tome", "--fresh")
+    assert {path.name: path.read_bytes() for path in Path("out").iterdir()} == before
+    assert tmbench(*usual, "--method", "tome", "--r", "2", "--fresh").code == 0
 
 
-def test_pad_crop_of_nothing_and_less() -> None:
-    images = torch.rand(2, 1, 3, 3)
-    assert pad_crop(images, 0).equal(images)
-    with pytest.raises(ValueError, match="must not be negative"):
-        pad_crop(images, -1)
+def test_an_interruption_says_how_to_go_on(
+    tmbench: Command, folder: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-
-def test_flips_mirror_the_share_of_images_asked_for() -> None:
-    images = torch.arange(3.0).expand(1000, 1, 2, 3)
-    flipped = random_hflip(images, 0.3, torch.Generator().manual_seed(0))
-    mirrored = (flipped == images.flip(-1)).flatten(1).all(1)
-    assert (mirrored | (flipped == images).flatten(1).all(1)).all()
-    assert 250 < int(mirrored.sum()) < 350
-    assert random_hflip(images, 1.0).equal(images.flip(-1))
-    assert random_hflip(images, 0.0).equal(images)
-
-
-def test_normalize_uses_each_channels_own_numbers() -> None:
-    images = torch.full((1, 2, 1, 1), 255, dtype=torch.uint8)
-    assert normalize(images, (0.5, 0.2), (0.25, 0.4)).flatten().tolist() == pytest.approx([2.0, 2.0])
-
-
-def test_boxes_are_erased_from_the_share_of_images_asked_for() -> None:
-    images = torch.zeros(2000, 2, 24, 30)
-    erased = random_erase(images, 0.4, torch.Generator().manual_seed(0)) != 0
-    assert erased[:, 0].equal(erased[:, 1])  # all channels
-    rows, columns = erased[:, 0].any(2), erased[:, 0].any(1)
-    assert (rows[:, :, None] & columns[:, None, :]).equal(erased[:, 0])  # what is erased is rows x columns
-    for span in (rows, columns):
-        assert (span.diff(dim=1).sum(1) <= 2).all()  # of one run each
-        assert (span.float().mean(0) > 0.01).all()  # which reaches every pixel
-    shares = erased[:, 0].float().mean((1, 2))
-    hit = shares > 0
-    assert 700 < int(hit.sum()) < 900
-    assert 0.01 < shares[hit].min() < 0.05
-    assert 0.30 < shares.max() < 0.36
-    assert shares[hit].mean() == pytest.approx((0.02 + 1 / 3) / 2, abs=0.01)
-    assert random_erase(images, 0.0) is images
-
-
-def test_augment_leaves_its_input_alone_and_erases_when_asked() -> None:
-    images = torch.full((8, 1, 28, 28), 128, dtype=torch.uint8)
-    kept = images.clone()
-    config: dict[str, object] = {"mean": (0.5,), "std": (0.5,)}
-    generator = torch.Generator().manual_seed(0)
-    plain = Augment(config, pad=0, hflip=0.5, erasing=0.0, generator=generator)(images)
-    erased = Augment(config, pad=0, hflip=0.5, erasing=1.0, generator=generator)(images)
-    assert images.equal(kept)
-    assert (plain == plain[0, 0, 0, 0]).all()
-    assert (erased != plain).flatten(1).any(1).all()
+    monkeypatch.setattr(training._Trainer, "update", interrupt)
+    done = tmbench("train", "--recipe", recipe, "--dataset", folder, "--out", "out")
+    assert done.code == 130
+    assert done.err == "tmbench: interrupted; the same command goes on after the last finished epoch\n"

@@ -6,33 +6,52 @@ Shape legend: B batch, C channels, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import center_crop as torchvision_center_crop
+from torchvision.transforms.v2 import RandAugment
 
-__all__ = ["Augment", "normalize", "pad_crop", "random_erase", "random_hflip"]
+__all__ = ["Augment", "center_crop", "normalize", "pad_crop", "random_erase", "random_hflip"]
+
+_ALIKE = 32
+"""Images that RandAugment treats alike: a device does little in the time in which one operation is asked for."""
 
 
-def pad_crop(images: Tensor, pad: int, generator: torch.Generator | None = None) -> Tensor:
-    """Shift every image by up to `pad` pixels each way at random, filling with zeros.
+def pad_crop(
+    images: Tensor, pad: int, generator: torch.Generator | None = None, size: tuple[int, int] | None = None
+) -> Tensor:
+    """Pad every image by `pad` zeros on each side and crop `size` (height, width) out of it at random.
 
-    Takes and gives (B, C, H, W) of any dtype; `generator` must be on the images' device. Raises ValueError
-    for pad < 0.
+    Takes and gives (B, C, H, W) of any dtype, `size` (by default H, W) for the last two; `generator` must be on the
+    images' device. Raises ValueError for pad < 0 and for a size that the padded images do not have.
     """
-    if pad < 0:
-        raise ValueError(f"pad must not be negative, got {pad}")
-    if pad == 0:
+    batch, _, full_height, full_width = images.shape
+    height, width = size or (full_height, full_width)
+    rows_left, columns_left = full_height + 2 * pad - height, full_width + 2 * pad - width
+    if pad < 0 or min(rows_left, columns_left) < 0:
+        raise ValueError(f"cannot crop {height}x{width} out of {full_height}x{full_width} padded by {pad}")
+    if rows_left == columns_left == 0:
         return images
-    batch, _, height, width = images.shape
     padded = F.pad(images, (pad, pad, pad, pad))
-    offsets = torch.randint(0, 2 * pad + 1, (2, batch, 1), generator=generator, device=images.device)
-    rows = (offsets[0] + torch.arange(height, device=images.device))[:, :, None]  # (B, H, 1)
-    columns = (offsets[1] + torch.arange(width, device=images.device))[:, None, :]  # (B, 1, W)
+    draws = [
+        torch.randint(0, left + 1, (batch, 1), generator=generator, device=images.device)
+        for left in (rows_left, columns_left)
+    ]
+    rows = (draws[0] + torch.arange(height, device=images.device))[:, :, None]  # (B, H, 1)
+    columns = (draws[1] + torch.arange(width, device=images.device))[:, None, :]  # (B, 1, W)
     image = torch.arange(batch, device=images.device)[:, None, None]
     return padded[image, :, rows, columns].permute(0, 3, 1, 2).contiguous()
+
+
+def center_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """The middle `size` (height, width) of (B, C, H, W), placed as torchvision's CenterCrop does."""
+    cropped: Tensor = torchvision_center_crop(images, list(size))
+    return cropped
 
 
 def random_hflip(images: Tensor, probability: float, generator: torch.Generator | None = None) -> Tensor:
@@ -85,26 +104,36 @@ def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
 
 
 class Augment:
-    """Pad-and-crop, flip, normalise, erase, in this order, on batches of (B, C, H, W) uint8; gives float32.
+    """Pad-and-crop, flip, RandAugment, normalise, erase, in this order, on batches of (B, C, H, W) uint8.
 
+    Gives float32 of the size of the model's images, to which larger ones are cropped at random.
     Everything is drawn from `generator`, which must be on the images' device.
     """
 
     def __init__(
         self,
-        data_config: dict[str, object],
+        data_config: Mapping[str, Any],
         *,
         pad: int,
         hflip: float,
         erasing: float,
         generator: torch.Generator,
+        rand_augment: int = 0,
     ) -> None:
-        """Take mean and std from timm's `data_config`; `hflip` and `erasing` are probabilities."""
+        """Take mean and std from timm's `data_config`; `hflip` and `erasing` are probabilities.
+
+        `rand_augment` is the magnitude of torchvision's RandAugment (of 31; 0: none), two operations, drawn by torch's
+        own generator for every few images.
+        """
+        self._rand_augment = RandAugment(2, rand_augment) if rand_augment else None
         self._config, self._generator = data_config, generator
         self._pad, self._hflip, self._erasing = pad, hflip, erasing
 
     def __call__(self, images: Tensor) -> Tensor:
         """Augment one batch; the input is left alone."""
-        shifted = random_hflip(pad_crop(images, self._pad, self._generator), self._hflip, self._generator)
-        pixels = normalize(shifted, self._config["mean"], self._config["std"])  # type: ignore[arg-type]
+        cropped = pad_crop(images, self._pad, self._generator, tuple(self._config["input_size"][1:]))
+        shifted = random_hflip(cropped, self._hflip, self._generator)
+        if self._rand_augment is not None:
+            shifted = torch.cat([self._rand_augment(alike) for alike in shifted.split(_ALIKE)])
+        pixels = normalize(shifted, self._config["mean"], self._config["std"])
         return random_erase(pixels, self._erasing, self._generator)

@@ -18,6 +18,7 @@ from tokenmerge_bench.flags import (
     Images,
     Plugins,
     Running,
+    Training,
     given_flags,
     split_list,
     split_numbers,
@@ -45,6 +46,7 @@ class Listing(str, Enum):
     models = "models"
     datasets = "datasets"
     experiments = "experiments"
+    recipes = "recipes"
 
 
 def _version(wanted: bool) -> bool:
@@ -123,13 +125,14 @@ def _run_experiment(
 
     experiment = _experiment(name, comparison, images, running)
     check_names(experiment.shows, [*table_names(), *figure_names()], "table or figure")
-    files = running.weight_files(experiment.models)
+    own, checkpoints = running.given_weights(experiment.models)
     with reporter() as told:
         try:
             result = run_sweep(
                 experiment,
                 name=Path(name).stem,
-                weights=files,
+                weights=own,
+                checkpoints=checkpoints,
                 device=running.device,
                 out=running.out,
                 fresh=running.fresh,
@@ -369,6 +372,12 @@ def profile(
     if all(chosen[way] is None for way in WAYS):
         chosen["budgets"] = [0.7]
     experiment = load_experiment("demo", **chosen)
+    own, checkpoints = Running(weights=weights).given_weights(experiment.models)
+    if checkpoints:
+        raise InputError(
+            f"checkpoint '{checkpoints[0].name}' was trained for {checkpoints[0].described}, and times do not depend "
+            "on the weights of methods; leave it out."
+        )
     with profile_reporter() as told:
         try:
             result = run_profile(
@@ -376,7 +385,7 @@ def profile(
                 batch_sizes=split_list(batch_sizes, "--batch-sizes") or [],
                 dtypes=split_list(dtypes, "--dtypes") or [],
                 modes=split_list(modes, "--modes") or [],
-                weights=Running(weights=weights).weight_files(experiment.models),
+                weights=own,
                 device=device,
                 seconds=seconds,
                 out=out,
@@ -436,7 +445,7 @@ def flops(
 
 @app.command("list")
 def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], plugin: Plugins = None) -> None:
-    """List methods with their options, models, data sets or experiments."""
+    """List methods with their options, models, data sets, experiments or training recipes."""
     _load_plugins(plugin)
     from tokenmerge_bench import listings
 
@@ -445,26 +454,60 @@ def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], plugin
         Listing.models: listings.models_table,
         Listing.datasets: listings.datasets_table,
         Listing.experiments: listings.experiments_table,
+        Listing.recipes: listings.recipes_table,
     }
     _stdout().print(tables[what]())
 
 
 @app.command()
+@with_flags
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (demo) or a TOML file.")],
-    data: Annotated[str, typer.Option(help="Folder with the training images.")],
-    out: Annotated[Path, typer.Option(help="New folder for weights, learning curve and card.")],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe or a TOML file; see `list recipes`.")],
+    dataset: Annotated[str, typer.Option(help="Folder with the training images: train/CLASS/, or Fashion-MNIST.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and its learning curve; new, or interrupted.")],
+    training: Training,
     change: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: KEY=VALUE.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights to begin with; by default those of the package or the hub.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; under torchrun cuda takes a GPU each.")] = "cpu",
+    workers: Annotated[int, typer.Option(help="Processes that decode images, for each process that trains.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier run left in the folder.")] = False,
+    plugin: Plugins = None,
 ) -> None:
-    """Train a model; the embedded one was made by [bold]tmbench train demo[/bold]."""
-    from tokenmerge_bench.engine import open_device
-    from tokenmerge_bench.train import open_training_set, read_recipe
-    from tokenmerge_bench.train import train as run
+    """Train a model with a method attached at a budget, or unreduced; `sweep --weights FOLDER` evaluates it.
 
-    run(read_recipe(recipe, change or []), open_training_set(data), out, open_device(device), workers)
-    typer.echo(f"weights.safetensors, curve.csv and card.json are in {out}")
+    Interrupted at any moment, the same command goes on after the last finished epoch. Several GPUs: the same command
+    under torchrun.
+
+    [bold]tmbench train --recipe demo_finetune --method sit --budget 0.7 --dataset fashion_mnist --out runs/sit[/bold]
+    [bold]torchrun --nproc-per-node 8 -m tokenmerge_bench train --model deit_small_patch16_224 --method sit --budget 0.7
+    --dataset /imagenet --recipe tokenreduction_30ep --device cuda --workers 12 --out runs/sit-small[/bold]
+    """
+    _load_plugins(plugin)
+    from tokenmerge_bench.distributed import open_team
+    from tokenmerge_bench.figures import curve
+    from tokenmerge_bench.recipe import read_recipe
+    from tokenmerge_bench.train import CURVE, Task
+    from tokenmerge_bench.train import train as run
+    from tokenmerge_bench.training_images import open_training_set
+
+    task = Task(read_recipe(recipe, [*training.changes(), *(change or [])]), *training.method_at_budget(), weights)
+    if workers < 0:
+        raise InputError(f"--workers {workers} is negative; give 0 to decode images in this process, or more.")
+    images = open_training_set(dataset)
+    team = open_team(device)
+    try:
+        card = run(task, images, out, team, workers=workers, fresh=fresh)
+    except KeyboardInterrupt:
+        if team.leads:
+            sys.stderr.write("tmbench: interrupted; the same command goes on after the last finished epoch\n")
+        raise typer.Exit(130) from None
+    finally:
+        team.close()
+    if team.leads:
+        typer.echo(f"weights {out / 'weights.safetensors'} ({card.weights}; card.json says how they came)")
+        _tell(curve.save(out / CURVE), {})
 
 
 def main() -> None:

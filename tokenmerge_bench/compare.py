@@ -36,6 +36,8 @@ ALPHA = 0.05
 """What a p-value, adjusted for the number of tests in its table, must stay below to decide."""
 EQUAL_FLOPS = 0.01
 """By how much GFLOPs may differ, as a fraction of the smaller, to be called the same."""
+TRAINED = " (trained)"
+"""What follows the name of a method that was trained."""
 Setting = dict[Any, Any]
 """A row of `Results.summary`."""
 PAIRS_CAPTION = (
@@ -86,7 +88,7 @@ class Comparison:
 def shown_name(setting: Setting) -> str:
     """How the method of a setting is shown and asked for: `unreduced`, `dhtm:connectivity=4`, `tome (trained)`."""
     name = "unreduced" if setting["method"] == UNREDUCED else str(setting["label"])
-    return f"{name} (trained)" if setting["trained"] == "yes" else name
+    return f"{name}{TRAINED}" if setting["trained"] == "yes" else name
 
 
 def paired(results: Results, a: Setting, b: Setting) -> Paired:
@@ -196,6 +198,7 @@ def _known(results: Results, text: str) -> str:
     """The name in the results of a method as typed; the order of options, and defaults spelt out, do not matter."""
     known = list(dict.fromkeys(shown_name(row) for row in results.summary.to_dict("records")))
     wanted = "unreduced" if text.strip() == UNREDUCED else text.strip()
+    wanted = f"unreduced{TRAINED}" if wanted == UNREDUCED + TRAINED else wanted
     same = [name for name in known if _parts(name) == _parts(wanted)]
     if not same:
         kin = [name for name in known if _parts(name)[0] == _parts(wanted)[0]]
@@ -205,7 +208,7 @@ def _known(results: Results, text: str) -> str:
 
 
 def _parts(name: str) -> tuple[str, frozenset[str], bool]:
-    text, trained = name.removesuffix(" (trained)"), name.endswith(" (trained)")
+    text, trained = name.removesuffix(TRAINED), name.endswith(TRAINED)
     with contextlib.suppress(InputError):  # a method that is not installed here is taken as it is written
         text = parse_method(text).label
     method, *options = text.split(":")

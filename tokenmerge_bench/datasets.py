@@ -120,6 +120,12 @@ def split_folders(root: Path) -> list[str]:
     return folders if is_divided and not any(_holds_images(root / folder) for folder in others) else []
 
 
+def class_folders(root: Path) -> list[str]:
+    """The class folders whose positions are labels; none where they are ImageNet's, whose names say the label."""
+    folders = _subfolders(root)
+    return [] if _wordnet(folders) else folders
+
+
 def _split_folder(root: Path, split: str | None) -> Path:
     folders = _subfolders(root)
     of_that_name = [] if _wordnet(folders) else [folder for folder in folders if folder == split]

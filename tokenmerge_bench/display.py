@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from tokenmerge_bench.compare import Comparison
+from tokenmerge_bench.compare import Comparison, shown_name
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.rendering import shown
 from tokenmerge_bench.summary import label, summarise
@@ -93,11 +93,12 @@ def results_table(results: pd.DataFrame, model: str) -> Table:
     table = Table(title=f"{model} ({first['weights']}) on {first['dataset']}, {images}", title_justify="left")
     for heading in ("method", "budget", "setting", "GFLOPs", "saved", "top-1 %", "95 % interval", "lost"):
         table.add_column(heading, justify="left" if heading in ("method", "budget", "setting") else "right")
-    unreduced = rows.loc[(rows["method"] == UNREDUCED) & (rows["status"] == "ok"), "top1"]
+    off_the_shelf = (rows["method"] == UNREDUCED) & (rows["trained"] == "no") & (rows["status"] == "ok")
+    unreduced = rows.loc[off_the_shelf, "top1"]
     baseline = float(unreduced.iloc[0]) if len(unreduced) else None
     previous = ""
     for row in rows.to_dict("records"):
-        name = "unreduced" if row["method"] == UNREDUCED else row["label"]
+        name = shown_name(row)
         if previous and name != previous:
             table.add_section()
         table.add_row("" if name == previous else name, *_cells(row, baseline))
@@ -109,8 +110,9 @@ def _cells(row: dict[Any, Any], baseline: float | None) -> list[str]:
     if row["status"] != "ok":
         return [row["budget"], row["status"], "", "", "", "", ""]
     top1 = f"{row['top1']:.2f}" + (f" ± {row['top1_sd']:.2f}" if row["seeds"] > 1 else "")
+    lost = "" if baseline is None else f"{baseline - row['top1']:.2f}"
     if row["method"] == UNREDUCED:
-        return ["", "", f"{row['gflops']:.4g}", "", top1, _interval(row), ""]
+        return ["", "", f"{row['gflops']:.4g}", "", top1, _interval(row), lost if row["trained"] == "yes" else ""]
     return [
         row["budget"],
         short_knob(row["knob"]),
@@ -118,7 +120,7 @@ def _cells(row: dict[Any, Any], baseline: float | None) -> list[str]:
         f"{100 * row['reduction']:.1f} %",
         top1,
         _interval(row),
-        "" if baseline is None else f"{baseline - row['top1']:.2f}",
+        lost,
     ]
 
 

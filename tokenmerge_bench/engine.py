@@ -21,12 +21,14 @@ from tokenmerge_bench.budgets import reduce_with
 from tokenmerge_bench.clocks import Laps, NoLaps
 from tokenmerge_bench.counting import Macs, count
 from tokenmerge_bench.data import Batch
+from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.hardware import Courier, OnDevice
 from tokenmerge_bench.hardware import Hardware as Hardware
 from tokenmerge_bench.hardware import open_device as open_device
+from tokenmerge_bench.models import mismatch
 from tokenmerge_bench.modes import compiling
 from tokenmerge_bench.pieces import Halves, State, pieces_of
-from tokenmerge_bench.points import Point
+from tokenmerge_bench.points import UNREDUCED, Point
 from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.replays import Replays
 from tokenmerge_bench.store import BatchOutcomes, PointOutcomes
@@ -58,18 +60,39 @@ class Evaluator:
     macs: Macs
 
 
-def prepare(model: nn.Module, point: Point) -> Evaluator:
-    """Attaches a point's schedule to its model and counts its MACs."""
+def attached(model: nn.Module, point: Point, weights: Mapping[str, Tensor] | None = None) -> ReducedViT:
+    """A model with a point's schedule attached.
+
+    Args:
+        model: with the point's weights.
+        point: within reach.
+        weights: state dict of the reducers (`STEP.NAME`), from the point's checkpoint; without, those that learn get
+            initial ones, drawn from the point's seed.
+
+    Raises:
+        InputError: if the weights are those of other reducers.
+    """
     assert point.solution is not None
     if point.method is None:
         reduced = ReducedViT(model, point.solution.schedule, [])
     else:
-        reduced = reduce_with(model, point.method, point.solution, point.seed)
-    if next(reduced.reducers.parameters(), None) is not None:
-        assert point.method is not None
-        raise ValueError(
-            f"{point.method.label} has weights of its own that must be trained first; there is no checkpoint of it"
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(point.seed)
+            reduced = reduce_with(model, point.method, point.solution, point.seed)
+    if weights is not None:
+        problem = mismatch(reduced.reducers.state_dict(), weights)
+        if problem:
+            raise InputError(
+                f"checkpoint '{point.weights}' holds weights of other reducers than "
+                f"{UNREDUCED if point.method is None else point.method.label} has here: {problem}; train it again."
+            )
+        reduced.reducers.load_state_dict(weights, strict=True)
+    return reduced
+
+
+def prepare(model: nn.Module, point: Point, weights: Mapping[str, Tensor] | None = None) -> Evaluator:
+    """Attaches a point's schedule to its model (see `attached`) and counts its MACs."""
+    reduced = attached(model, point, weights)
     return Evaluator(point, reduced, count(reduced))
 
 
@@ -110,7 +133,7 @@ class Engine:
     """Evaluates the points of one model, batch by batch.
 
     Args:
-        model: the model's name, for the journal.
+        model: a name of these weights of a model, for the journal.
         evaluators: the points by identifier.
         hardware: where to run.
         reporter: told after each point of each batch.

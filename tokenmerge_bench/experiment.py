@@ -30,7 +30,8 @@ class Experiment(BaseModel):
     """A sweep of models x methods x budgets over one image set. Budgets are given in exactly one way.
 
     `dataset` is None where the experiment leaves the images to the user. `shows` names the tables and figures that are
-    made when it has run, `examples` the number of images whose merges are kept for pictures.
+    made when it has run, `examples` the number of images whose merges are kept for pictures. `trained` adds the
+    checkpoints that ship with the package, `untrained` methods that learn with their initial weights.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, coerce_numbers_to_str=True)  # k = [0, 40]
@@ -56,6 +57,8 @@ class Experiment(BaseModel):
     batch_size: int = Field(default=64, ge=1)
     dtype: Dtype = "float32"
     examples: int = Field(default=0, ge=0)
+    trained: bool = False
+    untrained: bool = False
     shows: list[str] = ["fig1"]
 
     @property

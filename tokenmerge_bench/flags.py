@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from tokenmerge_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from tokenmerge_bench.budgets import Budget
+    from tokenmerge_bench.checkpoints import Checkpoint
+    from tokenmerge_bench.options import MethodSpec
 
 Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with a method of your own.")]
 Folders = Annotated[list[Path] | None, typer.Argument(help="Results folders.", metavar="RESULTS...")]
@@ -79,8 +85,18 @@ class Running:
     """Where and how a sweep runs."""
 
     weights: Annotated[
-        list[str] | None, typer.Option(help="Weights: FILE, or MODEL=FILE for one of several models. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="Weights: FILE, or MODEL=FILE for one of several models; or a checkpoint of `tmbench train`, which is "
+            "evaluated with the method that it was trained with. Repeatable."
+        ),
     ] = None
+    trained: Annotated[
+        bool, typer.Option("--trained", help="Add the trained checkpoints that ship with the embedded model.")
+    ] = False
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="Evaluate methods that must be trained with their initial weights too.")
+    ] = False
     seeds: Annotated[int | None, typer.Option(help="Runs of every method that draws random numbers.")] = None
     seed: Annotated[int | None, typer.Option(help="First seed, also of the choice of images.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Images per batch.")] = None
@@ -103,25 +119,77 @@ class Running:
     def overrides(self) -> dict[str, Any]:
         """What replaces values of an experiment."""
         names = ("seeds", "seed", "batch_size", "dtype", "examples")
-        return {name: getattr(self, name) for name in names}
+        switches = ("trained", "untrained")  # off, they leave the choice to the experiment
+        return {
+            **{name: getattr(self, name) for name in names},
+            **{name: getattr(self, name) or None for name in switches},
+        }
 
-    def weight_files(self, models: list[str]) -> dict[str, Path]:
-        """Weight files by model name, from FILE or MODEL=FILE."""
-        files: dict[str, Path] = {}
+    def given_weights(self, models: list[str]) -> tuple[dict[str, Path], list[Checkpoint]]:
+        """The models' own weights by model name, and trained points.
+
+        MODEL=PATH is always a model's own weights. A PATH alone is the same for a weights file, and for a checkpoint of
+        an unreduced model that was not fine-tuned from other weights; all other checkpoints are trained points.
+        """
+        from tokenmerge_bench.checkpoints import open_checkpoint
+        from tokenmerge_bench.trained import model_of
+
+        own: dict[str, Path] = {}
+        trained: list[Checkpoint] = []
         for text in self.weights or []:
-            model, sign, file = text.partition("=")
-            if not sign or (model not in models and Path(text).is_file()):  # a path may have an = in it
-                if len(models) > 1:
+            model, sign, path = text.partition("=")
+            if not sign or (model not in models and Path(text).exists()):  # a path may have an = in it
+                checkpoint, path = open_checkpoint(Path(text)), text
+                if checkpoint is not None and not checkpoint.is_own:
+                    trained.append(checkpoint)
+                    continue
+                if checkpoint is None and len(models) > 1:
                     raise InputError(f"--weights {text} does not say for which model; write --weights MODEL={text}.")
-                model, file = models[0], text
+                model = models[0] if checkpoint is None else model_of(checkpoint, models)
             if model not in models:
                 raise InputError(
                     f"--weights {text} names '{model}', which is not among the models ({', '.join(models)})."
                 )
-            if model in files:
-                raise InputError(f"--weights names two files for '{model}', {files[model]} and {file}; give one.")
-            files[model] = Path(file)
-        return files
+            if model in own:
+                raise InputError(f"--weights names two files for '{model}', {own[model]} and {path}; give one.")
+            own[model] = Path(path)
+        return own, trained
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is to be trained: a model, a method and one budget."""
+
+    model: Annotated[str | None, typer.Option(help="timm model; by default the recipe's.")] = None
+    method: Annotated[
+        str | None, typer.Option(help="Method with options: sit or dpc_knn:learned_weights=true; none: unreduced.")
+    ] = None
+    budget: Annotated[str | None, typer.Option(help="Fraction of the unreduced FLOPs to keep: 0.7.")] = None
+    gflops: Annotated[str | None, typer.Option(help="GFLOPs per image.")] = None
+    k: Annotated[str | None, typer.Option("--k", help="Merges per layer (dhtm, lotm, random).")] = None
+    r: Annotated[str | None, typer.Option("--r", help="Tokens removed per block (tome).")] = None
+    keep_rate: Annotated[str | None, typer.Option(help="Keep rate per stage (the other methods).")] = None
+    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; by default the recipe's.")] = None
+
+    def changes(self) -> list[str]:
+        """What replaces keys of a recipe, as `--set` takes it."""
+        given = {"model": self.model, "seed": self.seed}
+        return [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+
+    def method_at_budget(self) -> tuple[MethodSpec | None, Budget | None]:
+        """The method and the budget that it is trained at; None and None for the unreduced model."""
+        from tokenmerge_bench.budgets import Budget
+        from tokenmerge_bench.options import parse_method
+
+        ways = {"fraction": self.budget, "gflops": self.gflops, "k": self.k, "r": self.r, "keep_rate": self.keep_rate}
+        budgets = [Budget(kind, text) for kind, text in ways.items() if text is not None]  # type: ignore[arg-type]
+        method = None if self.method in (None, "none") else parse_method(str(self.method))
+        if len(budgets) != (method is not None):
+            raise InputError(
+                "a method is trained at one budget: give --method and one of --budget, --gflops, --k, --r and "
+                "--keep-rate, or none of them for the unreduced model."
+            )
+        return method, budgets[0] if budgets else None
 
 
 def with_flags(command: Callable[..., None]) -> Callable[..., None]:

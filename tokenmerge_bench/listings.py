@@ -1,4 +1,4 @@
-"""Tables of what there is: methods, models, data sets, experiments, and FLOPs without data."""
+"""Tables of what there is: methods, models, data sets, experiments, recipes, and FLOPs without data."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ import dataclasses
 from rich.table import Table
 
 from tokenmerge_bench.budgets import Solver, Unreachable, reduce_with
+from tokenmerge_bench.checkpoints import shipped_checkpoints
 from tokenmerge_bench.counting import count
 from tokenmerge_bench.datasets import dataset_layouts
 from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.experiment import Experiment, available, load_experiment, shipped
-from tokenmerge_bench.models import build_model, list_models
+from tokenmerge_bench.models import DEMO_MODEL, build_model, list_models
 from tokenmerge_bench.options import layers_text
+from tokenmerge_bench.recipe import purpose, read_recipe, shipped_recipes
 from tokenmerge_bench.registry import list_methods
 
 
 def methods_table() -> Table:
-    """Every method with its knob, its default layers and its options (defaults first)."""
-    table = Table("method", "what it does", "knob", "blocks", "options", show_lines=True)
+    """Every method with its knob, its default layers, its options (defaults first), and what is trained of it."""
+    table = Table("method", "what it does", "knob", "blocks", "options", "training", show_lines=True)
+    shipped = shipped_checkpoints(DEMO_MODEL)
     for name, cls in list_methods().items():
         reducer = cls()
         options = "\n".join(
@@ -29,7 +32,10 @@ def methods_table() -> Table:
         )
         summary = (cls.__doc__ or "").strip().splitlines()[0].partition(" Options:")[0]
         blocks = f"{layers_text(reducer.layers)} {reducer.site}"
-        table.add_row(name, summary, reducer.knob.flag, blocks, options)
+        trained = ["must be trained"] if reducer.learned else []
+        trained += [f"{c.name} at {c.card.budget}" for c in shipped if c.card.method == name]
+        table.add_row(name, summary, reducer.knob.flag, blocks, options, "\n".join(trained))
+    table.caption = f"`--trained` adds the embedded checkpoints, of {DEMO_MODEL}; `--weights` takes others."
     return table
 
 
@@ -57,6 +63,17 @@ def experiments_table() -> Table:
         experiment = load_experiment(name)
         table.add_row(name, experiment.title, ", ".join(experiment.models), ", ".join(experiment.methods))
     table.caption = "tmbench run NAME --dataset FOLDER; with --dataset demo, on the embedded benchmark"
+    return table
+
+
+def recipes_table() -> Table:
+    """The training recipes that ship with the package."""
+    table = Table("recipe", "what it is for", "model", "begins with", "epochs", show_lines=True)
+    for name in shipped_recipes():
+        recipe = read_recipe(name)
+        begins = "pretrained weights" if recipe.init == "pretrained" else "nothing"
+        table.add_row(name, purpose(name), recipe.model, begins, str(recipe.epochs))
+    table.caption = "tmbench train --recipe NAME; --model gives another model, --set KEY=VALUE changes the rest"
     return table
 
 

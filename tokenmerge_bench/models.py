@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tokenmerge_bench.errors import InputError, nearest
 
 __all__ = [
+    "CIFAR_MODEL",
     "DEMO_MODEL",
     "ListedModel",
     "LoadedModel",
@@ -33,10 +34,14 @@ __all__ = [
     "fingerprint",
     "list_models",
     "load_model",
+    "load_state",
+    "mismatch",
     "read_weights",
+    "state_fingerprint",
 ]
 
 DEMO_MODEL = "deit_micro_patch2_28"
+CIFAR_MODEL = "deit_tiny_patch2_28"
 _EMBEDDED = Path(__file__).parent / "demo" / f"{DEMO_MODEL}.safetensors"
 _LISTED = ("deit_*", "deit3_*", "vit_tiny_patch16_224*", "vit_small_patch16_224*", "vit_base_patch16_224*")
 
@@ -54,7 +59,19 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
             "license": "apache-2.0",
-        }
+        },
+        f"{CIFAR_MODEL}.cifar10": {
+            "input_size": (3, 28, 28),
+            "mean": (0.4914, 0.4822, 0.4465),
+            "std": (0.2470, 0.2435, 0.2616),
+            "crop_pct": 0.875,
+            "interpolation": "bicubic",
+            "num_classes": 10,
+            "fixed_input_size": True,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+            "license": "apache-2.0",
+        },
     }
 )
 
@@ -70,6 +87,20 @@ def deit_micro_patch2_28(pretrained: bool = False, **kwargs: Any) -> VisionTrans
     shape = {"img_size": 28, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 12, "num_heads": 4}
     model: VisionTransformer = build_model_with_cfg(
         VisionTransformer, DEMO_MODEL, pretrained, **{**shape, "mlp_ratio": 4, "num_classes": 10, **kwargs}
+    )
+    return model
+
+
+@register_model
+def deit_tiny_patch2_28(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT-Tiny at its full width on small natural images, such as CIFAR-10.
+
+    The middle 28 of 32 pixels in patches of 2 give the 14x14 patches + CLS = 197 tokens, and the FLOPs of a block, that
+    DeiT-Tiny has at 224 px. Takes (B, 3, 28, 28), gives (B, 10). There are no weights of it to download.
+    """
+    shape = {"img_size": 28, "patch_size": 2, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    model: VisionTransformer = build_model_with_cfg(
+        VisionTransformer, CIFAR_MODEL, pretrained, **{**shape, "mlp_ratio": 4, "num_classes": 10, **kwargs}
     )
     return model
 
@@ -145,15 +176,46 @@ def load_model(
     _check_name(name)
     kwargs = dict(model_kwargs or {})
     if weights is None and name.split(".")[0] != DEMO_MODEL:
-        model, label = _from_hub(name, num_classes, kwargs), f"hub:{_hub_id(name)}"
-    else:
-        if weights is None and not _EMBEDDED.is_file():
-            raise InputError(
-                f"this installation lacks the weights of '{DEMO_MODEL}' (demo/{_EMBEDDED.name}): reinstall "
-                "tokenmerge-bench, or pass a file by --weights FILE.safetensors"
-            )
-        path, label = (_EMBEDDED, "embedded") if weights is None else (weights, weights.name)
-        model = _from_file(name, path, num_classes, kwargs)
+        return _ready(_from_hub(name, num_classes, kwargs), name, f"hub:{_hub_id(name)}", device, dtype)
+    if weights is None and not _EMBEDDED.is_file():
+        raise InputError(
+            f"this installation lacks the weights of '{DEMO_MODEL}' (demo/{_EMBEDDED.name}): reinstall "
+            "tokenmerge-bench, or pass a file by --weights FILE.safetensors"
+        )
+    path, label = (_EMBEDDED, "embedded") if weights is None else (weights, weights.name)
+    state = read_weights(path)
+    return load_state(
+        name, state, path, label, device=device, dtype=dtype, num_classes=num_classes, model_kwargs=kwargs
+    )
+
+
+def load_state(
+    name: str,
+    state: Mapping[str, Tensor],
+    path: Path,
+    label: str,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    num_classes: int | None = None,
+    model_kwargs: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """A timm model with the weights of a state dict, as `load_model` gives it.
+
+    Args:
+        state: under timm's names, or those of DeiT's and DeiT-III's releases.
+        path: the file that it comes from, for messages.
+        label: what results show of the weights.
+
+    Raises:
+        InputError: if the weights are those of another architecture.
+    """
+    model = _from_state(name, _as_timm_names_them(state), path, num_classes, dict(model_kwargs or {}))
+    return _ready(model, name, label, device, dtype)
+
+
+def _ready(model: nn.Module, name: str, label: str, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """A model with its weights, to be measured."""
     model.eval()
     _check_patches(name, model)
     config = data_config(model)
@@ -182,13 +244,18 @@ def data_config(model: nn.Module) -> dict[str, Any]:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Identity of the weights.
+    """Identity of the weights of a model: `state_fingerprint` of its state dict."""
+    return state_fingerprint(model.state_dict())
+
+
+def state_fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Identity of a state dict.
 
     The first 16 hex digits of sha256 over the state dict's sorted names, with each tensor's shape, dtype and
     bytes.
     """
     digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
+    for key, tensor in sorted(state.items()):
         digest.update(f"{key} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         # Viewed as bytes because numpy has no bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -237,20 +304,21 @@ def _file_url(name: str) -> str:
     return str((cfg and cfg.url) or "its weights")
 
 
-def _from_file(name: str, path: Path, num_classes: int | None, kwargs: dict[str, Any]) -> nn.Module:
-    state = _as_timm_names_them(read_weights(path))
+def _from_state(
+    name: str, state: dict[str, Tensor], path: Path, num_classes: int | None, kwargs: dict[str, Any]
+) -> nn.Module:
     classes = num_classes if num_classes is not None else _head_classes(name, state)
     model = build_model(name, **kwargs, **({} if classes is None else {"num_classes": classes}))
     if "img_size" in kwargs:
         state = _resampled(state, model, path)
-    problem = _mismatch(model.state_dict(), state)
+    problem = mismatch(model.state_dict(), state)
     if problem:
         raise InputError(f"'{path}' holds weights of another architecture than '{name}': {problem}; pass its own")
     model.load_state_dict(state, strict=True)
     return model
 
 
-def _as_timm_names_them(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _as_timm_names_them(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict with DeiT-III's own names of the LayerScale factors replaced by timm's."""
     return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): tensor for key, tensor in state.items()}
 
@@ -319,7 +387,7 @@ def _head_classes(name: str, state: Mapping[str, Tensor]) -> int | None:
     return int(head.shape[0]) if head is not None and head.ndim == 2 else None
 
 
-def _mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+def mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
     """What keeps `found` from loading into `wanted`, the first few of each kind; empty if nothing does."""
     shapes = [
         f"{key} ({_size(found[key])} in the file, {_size(tensor)} in the model)"

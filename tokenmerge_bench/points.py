@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable
+from tokenmerge_bench.checkpoints import UNREDUCED as UNREDUCED
+from tokenmerge_bench.checkpoints import Checkpoint
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.options import MethodSpec, all_options
 
-UNREDUCED = "none"
-"""The method name of the unreduced model's row."""
-
 
 @dataclass(frozen=True)
 class Point:
-    """One cell of a sweep. `method` is None for the unreduced model; `solution` is None where out of reach."""
+    """One cell of a sweep. `method` is None for the unreduced model; `solution` is None where out of reach.
+
+    Without a `checkpoint` it is off the shelf: the model's own weights, and initial ones of a reducer that learns.
+    """
 
     model: str
     weights: str
@@ -28,6 +31,15 @@ class Point:
     seed: int
     solution: Solution | None
     reason: str = ""
+    """Why it cannot be evaluated; empty if it can."""
+    checkpoint: Checkpoint | None = None
+
+    @property
+    def obstacle(self) -> Literal["", "unreachable", "missing"]:
+        """What its status is if it cannot be evaluated: the budget is out of reach, or it must be trained first."""
+        if self.solution is None:
+            return "unreachable"
+        return "missing" if self.reason else ""
 
     @property
     def id(self) -> str:
@@ -39,6 +51,7 @@ class Point:
             "budget": self.budget.recorded,
             "seed": self.seed,
             "steps": [] if self.solution is None else [asdict(step) for step in self.solution.schedule.steps],
+            **({} if self.checkpoint is None else {"checkpoint": self.checkpoint.card.fingerprint}),
         }
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
         name = UNREDUCED if self.method is None else self.method.name
@@ -46,22 +59,34 @@ class Point:
 
 
 def plan(
-    loaded: LoadedModel, methods: Sequence[MethodSpec], budgets: Sequence[Budget], seeds: int, seed: int
+    loaded: LoadedModel,
+    methods: Sequence[MethodSpec],
+    budgets: Sequence[Budget],
+    seeds: int,
+    seed: int,
+    trained: Collection[tuple[MethodSpec, Budget]] = (),
+    untrained: bool = False,
 ) -> list[Point]:
-    """All points of one model: the unreduced one, then every method at every budget; random methods once per seed.
+    """All points of one model off the shelf: the unreduced one, then every method at every budget.
+
+    What depends on random numbers, be they drawn or initial weights, comes once per seed.
+
+    Args:
+        loaded: the model.
+        methods: as they are asked for.
+        budgets: as they are asked for.
+        seeds: number of runs of what depends on random numbers.
+        seed: of the first of them.
+        trained: where there are checkpoints, so that a method that learns is not missing.
+        untrained: whether methods that learn are evaluated with initial weights.
 
     Raises:
-        InputError: if a budget is out of reach for every method, so that nothing could be compared there.
+        InputError: if a budget is out of reach for every method, so that nothing could be compared there, or if every
+            method must be trained first.
     """
     solver = Solver(loaded.model)
     identity = (loaded.name, loaded.weights, loaded.fingerprint)
     unreduced = Solution("", solver.unreduced_schedule, solver.unreduced)
-    for method in methods:
-        if method.build().learned:
-            raise InputError(
-                f"{method.label} has weights of its own that must be trained first, and there is no checkpoint; "
-                "leave it out or choose options that need no training."
-            )
     # What draws nothing is the same point whatever the seed.
     points = [Point(*identity, None, Budget("fraction", "1"), 0, unreduced)]
     for budget in budgets:
@@ -73,7 +98,13 @@ def plan(
             except Unreachable as error:
                 reason = str(error)
                 reasons.append(reason)
-            drawn = method.build().stochastic and solution is not None and solution.schedule.steps
+            reducer = method.build()
+            reduces = solution is not None and bool(solution.schedule.steps)
+            if reducer.learned and reduces and not untrained:
+                if (method, budget) in trained:
+                    continue
+                reason = _must_be_trained(loaded.name, method, budget)
+            drawn = (reducer.stochastic or reducer.learned) and reduces and not reason
             runs = range(seed, seed + seeds) if drawn else [0]
             points += [Point(*identity, method, budget, run, solution, reason) for run in runs]
         if len(reasons) == len(methods):
@@ -81,4 +112,16 @@ def plan(
                 f"no method reaches budget {budget.recorded} on {loaded.name}: {'; '.join(reasons)}; ask for another "
                 "budget."
             )
+    if not trained and all(point.obstacle for point in points[1:]):
+        missing = next(point for point in points if point.obstacle == "missing")
+        assert missing.method is not None
+        raise InputError(f"{missing.method.label} {missing.reason}; --untrained evaluates initial weights.")
     return points
+
+
+def _must_be_trained(model: str, method: MethodSpec, budget: Budget) -> str:
+    flag = {"fraction": "budget"}.get(budget.kind, budget.kind.replace("_", "-"))
+    return (
+        "must be trained first; give a checkpoint by --weights, or train one: tmbench train "
+        f"--model {model} --method {method.label} --{flag} {budget.text}, with --recipe, --dataset and --out"
+    )

@@ -23,10 +23,11 @@ import torch
 from torch import nn
 
 from tokenmerge_bench.batch_sizes import Search, check_batch_sizes, largest_batch
+from tokenmerge_bench.checkpoints import load_weights
 from tokenmerge_bench.engine import Hardware, Reporter, open_device
 from tokenmerge_bench.errors import InputError, nearest
 from tokenmerge_bench.experiment import Dtype, Experiment, available
-from tokenmerge_bench.models import DEMO_MODEL, LoadedModel, build_model, data_config, load_model
+from tokenmerge_bench.models import DEMO_MODEL, LoadedModel, build_model, data_config
 from tokenmerge_bench.modes import Run, as_mode, check_modes, compiling, shared_by
 from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.paths import path_for
@@ -73,7 +74,8 @@ def run_profile(
     """Times what is asked for, or what is left of it, into a folder.
 
     Args:
-        experiment: models, methods, budgets and seed; nothing else of it is read.
+        experiment: models, methods, budgets and seed; nothing else of it is read. Methods that learn get initial
+            weights, on whose values times do not depend.
         batch_sizes: numbers of images, or `max`.
         dtypes: precisions; the whole model is cast to each, which is not autocast.
         modes: see `modes.as_mode`.
@@ -94,14 +96,14 @@ def run_profile(
         raise InputError(f"--seconds {seconds:g} is no time; give seconds of samples per group, such as 10.")
     methods, missing = available(experiment)
     if missing:
-        raise InputError(f"{', '.join(missing)} cannot be timed here yet, it must be trained first; leave it out.")
+        raise InputError(f"{', '.join(missing)} cannot be timed here yet; leave it out.")
     reason = tracing_reason()
     if reason is not None:
         raise InputError(f"{reason}, and times taken under it would mean nothing; run without it.")
     groups = []
     for name in dict.fromkeys(experiment.models):
         loaded = load(name, (weights or {}).get(name))
-        points = tuple(plan(loaded, methods, experiment.all_budgets(), 1, experiment.seed))
+        points = tuple(plan(loaded, methods, experiment.all_budgets(), 1, experiment.seed, untrained=True))
         groups += [Group(loaded, points, size, dtype, mode) for dtype in precisions for size in sizes for mode in kinds]
     evaluation = _evaluation(methods, where, seconds, experiment.seed)
     pieces = {group.id: str(group) for group in groups}
@@ -122,7 +124,7 @@ def check_dtypes(names: Sequence[str]) -> list[str]:
 def load(name: str, weights: Path | None) -> LoadedModel:
     """A model on the CPU in float32; without a file, any but the embedded one gets random weights (seed 0)."""
     if weights is not None or name.split(".")[0] == DEMO_MODEL:
-        return load_model(name, weights, device=torch.device("cpu"))
+        return load_weights(name, weights, device=torch.device("cpu"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(name).eval()

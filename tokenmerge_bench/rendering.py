@@ -277,6 +277,8 @@ def _notes(rows: list[Row]) -> list[str]:
             what += " (trained)" if row.get("trained") == "yes" else ""
             what += f" at {row['budget']}" if row.get("budget") else ""
             reason: str = row["status"] if pd.isna(row["reason"]) else f"{row['status']}, {row['reason']}"
+            if row["status"] == "missing":
+                reason = reason.partition("; ")[0]  # what to do about it differs from row to row
             named.setdefault(reason, {}).setdefault(row["model"], []).append(what)
     return [
         f"{reason[0].upper()}{reason[1:]}: "

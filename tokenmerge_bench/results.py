@@ -81,9 +81,9 @@ class Results:
         return table
 
     def unreduced(self, model: str) -> dict[Any, Any] | None:
-        """The summary row of the unreduced model, or None where that point failed."""
-        rows = self.summary
-        rows = rows[(rows["model"] == model) & (rows["method"] == UNREDUCED) & (rows["status"] == "ok")]
+        """The summary row of the unreduced model off the shelf, or None where that point failed."""
+        rows = self.summary[(self.summary["trained"] == "no") & (self.summary["status"] == "ok")]
+        rows = rows[(rows["model"] == model) & (rows["method"] == UNREDUCED)]
         return rows.to_dict("records")[0] if len(rows) else None
 
     def outcomes(self, run: dict[Any, Any]) -> pd.DataFrame:
@@ -236,7 +236,15 @@ def _conditions(origin: dict[str, Any]) -> dict[str, Any]:
         # Another image size resamples the positions, so that the weights differ too: named for what was asked for.
         found |= {f"{key} of {model}": value for key, value in held.get("preprocessing", {}).items()}
         found[f"weights of {model}"] = held.get("fingerprint")
-    return found
+    return found | {_trained(held): held.get("fingerprint") for held in origin.get("checkpoints", [])}
+
+
+def _trained(held: dict[str, Any]) -> str:
+    """What a checkpoint of a folder is, in words; two of the same would be averaged as if they were two seeds."""
+    card = held["card"]
+    options = json.dumps(card.get("options", {}), sort_keys=True)
+    what = f"{card['method']} {options} at {card.get('budget')} with seed {card.get('seed')}"
+    return f"checkpoint of {held['model']} trained with {what}"
 
 
 def _code(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.batch_sizes import MAXIMUM
-from tokenmerge_bench.budgets import reduce_with
+from tokenmerge_bench.engine import attached
 from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.modes import Mode
 from tokenmerge_bench.points import UNREDUCED, Point
@@ -61,7 +61,7 @@ class Group:
         builders: dict[str, Callable[[], nn.Module]] = {rival(self.points[0]): lambda: model}
         for point in self.points:
             if point.method is not None and point.solution is not None:
-                builders[rival(point)] = partial(reduce_with, model, point.method, point.solution, point.seed)
+                builders[rival(point)] = partial(attached, model, point)
                 builders.setdefault(free_rival(point), partial(free_drop, model, point.solution.schedule))
         return builders
 

@@ -35,8 +35,12 @@ COLUMNS = (
     "experiment", "model", "weights", "dataset", "n_images", "method", "options", "trained", "budget", "knob",
     "top1", "top1_low", "top1_high", "top5", "gflops", "gflops_reducer", "reduction", "tokens_per_block",
     "images_per_s", "latency_ms", "peak_memory_mb", "seed", "device", "dtype", "status", "reason", "point",
+    "checkpoint",
 )  # fmt: skip
-"""Columns of results.csv: accuracies in percent, `reduction` the fraction of the unreduced MACs that is saved."""
+"""Columns of results.csv: accuracies in percent, `reduction` the fraction of the unreduced MACs that is saved.
+`checkpoint` is the fingerprint of the card of a trained point, empty off the shelf."""
+LATER_COLUMNS = ("checkpoint",)
+"""Columns that folders of earlier versions lack."""
 NUMBERS = ("n_images", "top1", "top1_low", "top1_high", "top5", "gflops", "reduction")
 """Columns of numbers that tables and figures are made of; empty where a point gave none."""
 MEASURED_TIMES = ("images_per_s", "latency_ms", "peak_memory_mb")
@@ -135,6 +139,8 @@ class Folder:
             self._lock = (self.path / ".lock").open("w")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Processes that decode images, which outlive a killed command by some seconds, must not hold it.
+                os.register_at_fork(after_in_child=self._lock.close)
             except BlockingIOError:
                 raise InputError(
                     f"another {self.maker} is writing to '{self.path}'; wait for it or give another folder with --out."
@@ -271,11 +277,12 @@ def read_results(path: Path) -> pd.DataFrame:
         raise InputError(f"the sweep in '{path}' is not finished; give its command again, it goes on where it was.")
     if not file.is_file():
         raise InputError(f"'{path}' holds no results.csv; give a folder that `tmbench sweep` or `tmbench run` wrote.")
-    text_columns = ["budget", "knob", "options", "reason", "weights", "tokens_per_block"]
+    text_columns = ["budget", "knob", "options", "reason", "weights", "tokens_per_block", "checkpoint"]
     try:
         table = pd.read_csv(file, dtype=dict.fromkeys(text_columns, str), keep_default_na=False, na_values=[""])
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
         raise InputError(f"'{file}' is no table that a sweep wrote ({error}); run the sweep again.") from error
+    table = table.assign(**{column: None for column in LATER_COLUMNS if column not in table})
     lacking = [column for column in COLUMNS if column not in table]
     if lacking or table.empty:
         what = f"lacks the column '{lacking[0]}'" if lacking else "has no rows"

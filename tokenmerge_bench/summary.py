@@ -33,7 +33,12 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
         row["top1_sd"] = float(good["top1"].std(ddof=1)) if len(good) > 1 else 0.0
         row["label"] = label(row["method"], row["options"])
         rows.append(row)
-    # A stable order that keeps a method's budgets together.
-    order = {label: i for i, label in enumerate(dict.fromkeys(row["label"] for row in rows))}
-    rows.sort(key=lambda row: order[row["label"]])
+    # A stable order that keeps a method's budgets together, off the shelf and then trained.
+    orders = {column: list(dict.fromkeys(row[column] for row in rows)) for column in ("label", "model", "budget")}
+
+    def place(row: dict[Any, Any]) -> tuple[int, int, bool, int]:
+        label, model, budget = (orders[column].index(row[column]) for column in ("label", "model", "budget"))
+        return label, model, row["trained"] == "yes", budget
+
+    rows.sort(key=place)
     return pd.DataFrame(rows)

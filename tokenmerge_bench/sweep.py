@@ -18,13 +18,16 @@ import timm
 import torch
 from torchvision.transforms.functional import to_pil_image
 
+from tokenmerge_bench.budgets import Budget
+from tokenmerge_bench.checkpoints import Checkpoint, load_weights, shipped_checkpoints
+from tokenmerge_bench.counting import Macs
 from tokenmerge_bench.data import ImageSet, Indices, Unreadable, default_workers, eval_transform, iter_views, subset
 from tokenmerge_bench.datasets import open_dataset
-from tokenmerge_bench.engine import Engine, Evaluator, Reporter, evaluate, prepare
+from tokenmerge_bench.engine import Engine, Evaluator, Reporter, attached, evaluate, prepare
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment, available
 from tokenmerge_bench.hardware import Hardware, open_hardware
-from tokenmerge_bench.models import LoadedModel, load_model
+from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.paths import path_for
 from tokenmerge_bench.points import UNREDUCED, Point, plan
@@ -32,6 +35,7 @@ from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
+from tokenmerge_bench.trained import Place, Places, model_of, refuse_other_shape
 from tokenmerge_bench.trie import reason
 
 
@@ -47,16 +51,32 @@ class SweepResult:
 
 @dataclass
 class _Job:
-    """One model with its points and what is known of them."""
+    """A model with its own weights or those of a checkpoint, its points, and what is known of them."""
 
     loaded: LoadedModel
     points: list[Point]
-    missing: list[str]
-    """Methods of the experiment that cannot be run here."""
+    unreduced: Macs
+    """Of the unreduced model."""
+    missing: Sequence[str] = ()
+    """Methods of the experiment that are not here."""
+    checkpoint: Checkpoint | None = None
+    reducers: Mapping[str, torch.Tensor] | None = None
+    """State dict of the reducers, from the checkpoint."""
     done: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Points that the journal has, by chunk."""
     journal: list[BatchOutcomes] = field(default_factory=list)
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Tells the jobs of a sweep apart."""
+        trained = "" if self.checkpoint is None else f"@{self.checkpoint.card.fingerprint}"
+        return f"{self.loaded.name}{trained}"
+
+    @property
+    def runnable(self) -> list[Point]:
+        """The points that can be evaluated."""
+        return [point for point in self.points if not point.obstacle]
 
 
 def run_sweep(
@@ -64,6 +84,7 @@ def run_sweep(
     *,
     name: str = "sweep",
     weights: Mapping[str, Path] | None = None,
+    checkpoints: Sequence[Checkpoint] = (),
     device: str = "cpu",
     out: Path | None = None,
     fresh: bool = False,
@@ -77,7 +98,8 @@ def run_sweep(
     Args:
         experiment: what to compare on what.
         name: recorded in the column `experiment`.
-        weights: local weight files by model name.
+        weights: the models' own weights by model name: files, or checkpoints of the unreduced model.
+        checkpoints: trained points, beside those off the shelf and those that ship with the package.
         device: as torch names it.
         out: results folder; by default one under `results/` whose name follows from the experiment.
         fresh: start over even if the folder holds earlier results.
@@ -99,14 +121,16 @@ def run_sweep(
     data_dir = Path(experiment.data_dir).expanduser() if experiment.data_dir else None
     images = open_dataset(experiment.dataset, data_dir, experiment.split)
     chosen = subset(images, experiment.limit, experiment.seed)
-    jobs = []
-    for model in dict.fromkeys(experiment.models):
-        loaded = _load(model, (weights or {}).get(model), experiment, hardware, images)
-        eval_transform(loaded.data_config, **experiment.preprocessing)  # refuses what it cannot follow
-        jobs.append(_Job(loaded, plan(loaded, methods, budgets, experiment.seeds, experiment.seed), missing))
+    models = list(dict.fromkeys(experiment.models))
+    loader = _Loader(experiment, hardware, images)
+    jobs: list[_Job] = []
+    for model in models:
+        given = [checkpoint for checkpoint in checkpoints if model_of(checkpoint, models) == model]
+        own = loader.own(model, (weights or {}).get(model))
+        jobs += loader.jobs(own, methods, budgets, missing, given)
 
     evaluation = _evaluation(experiment, methods, images, chosen, hardware)
-    points = {point.id: _describe(point) for job in jobs for point in job.points}
+    points = {point.id: _describe(point) for job in jobs for point in job.points if point.obstacle != "missing"}
     path = out or _default_folder(images, evaluation, points)
     with ResultFolder(path, evaluation, points, fresh) as folder:
         run = _Run(name, experiment, images, chosen, hardware, folder, reporter)
@@ -138,7 +162,7 @@ class _Run:
         # A batch with unreadable images is evaluated again: the fault may have been the disk's, and is then over.
         journal = [batch for batch in self.folder.read_journal() if not batch.unreadable]
         for job in jobs:
-            job.journal = [batch for batch in journal if batch.model == job.loaded.name]
+            job.journal = [batch for batch in journal if batch.model == job.key]
             for batch in job.journal:
                 job.done[batch.chunk].update(batch.points)
         self._announce(jobs, journal)
@@ -176,7 +200,14 @@ class _Run:
                 "preprocessing": _plain(job.loaded.data_config),
             }
             for job in jobs
+            if job.checkpoint is None
         }
+        trained = [
+            {"name": job.checkpoint.name, "fingerprint": job.checkpoint.card.fingerprint, "model": job.loaded.name}
+            | {"card": job.checkpoint.card.model_dump(mode="json")}
+            for job in jobs
+            if job.checkpoint is not None
+        ]
         origin = {
             **provenance(self.hardware.device),
             "compile": self.hardware.compiled,
@@ -186,12 +217,13 @@ class _Run:
             "dataset": {"name": self.images.name, "fingerprint": self.images.fingerprint},
             "subset": {"images": len(self.chosen), "fingerprint": _digest(self.images.ids[self.chosen])},
             "models": sources,
+            "checkpoints": trained,
             "unreadable": self.unreadable,
         }
         write_text(self.folder.path / "provenance.json", json.dumps(origin, indent=1) + "\n")
 
     def _announce(self, jobs: Sequence[_Job], journal: Sequence[BatchOutcomes]) -> None:
-        planned = [point for job in jobs for point in job.points if point.solution is not None]
+        planned = [point for job in jobs for point in job.runnable]
         runnable, finished = {point.id for point in planned}, {point.id for point in planned if self._is_done(point)}
         journaled = sum(
             len(batch.indices) for batch in journal for point in batch.points if point in runnable - finished
@@ -200,18 +232,18 @@ class _Run:
 
     def _evaluate(self, jobs: Sequence[_Job], workers: int) -> None:
         """Takes the images through all points that have not seen them, and finishes the points."""
-        missing = [[p for p in job.points if p.solution is not None and not self._is_done(p)] for job in jobs]
+        missing = [[point for point in job.runnable if not self._is_done(point)] for job in jobs]
         self.evaluated |= any(missing)  # even if the journal has all of it: an earlier run did not get to the end
         for job, points in zip(jobs, missing, strict=True):
             for point in points:
                 try:
-                    job.evaluators[point.id] = prepare(job.loaded.model, point)
+                    job.evaluators[point.id] = prepare(job.loaded.model, point, job.reducers)
                 except Exception as error:
                     self.failures[point.id] = reason(error)
-        by_model = {job.loaded.name: job for job in jobs if job.evaluators}
-        for batch in self._outcomes(by_model, workers):
+        by_key = {job.key: job for job in jobs if job.evaluators}
+        for batch in self._outcomes(by_key, workers):
             self.folder.append(batch)
-            by_model[batch.model].journal.append(batch)
+            by_key[batch.model].journal.append(batch)
         self._note_unreadable([batch for job in jobs for batch in job.journal])
         for job, points in zip(jobs, missing, strict=True):
             for point in points:
@@ -280,8 +312,6 @@ class _Run:
         hits, hits5 = int((table["rank"] == 0).sum()), int((table["rank"] < 5).sum())
         low, high = wilson_interval(hits, n)
         seconds = [o.seconds for o in outcomes if o.seconds > 0]
-        unreduced = next(p for p in job.points if p.method is None).solution
-        assert unreduced is not None
         record = {
             "n_images": n,
             "top1": round(100 * hits / n, 4),
@@ -290,7 +320,7 @@ class _Run:
             "top5": round(100 * hits5 / n, 4),
             "gflops": evaluator.macs.total / 1e9,
             "gflops_reducer": evaluator.macs.reducer / 1e9,
-            "reduction": round(1 - evaluator.macs.total / unreduced.macs.total, 6),
+            "reduction": round(1 - evaluator.macs.total / job.unreduced.total, 6),
             "images_per_s": round(n / sum(seconds), 1),
             "latency_ms": round(1000 * median(seconds), 3),
             "peak_memory_mb": None,  # points share their memory; `tmbench profile` measures it
@@ -319,15 +349,14 @@ class _Run:
             "model": job.loaded.name,
             "weights": job.loaded.weights,
             "dataset": self.images.name,
-            "trained": "no",
             "device": self.hardware.device.type,
             "dtype": self.experiment.dtype,
         }
         rows = [{**shared, **self._row(point)} for point in job.points]
         for name in job.missing:
             point, reason = f"{job.loaded.name}-{name}-missing", "not here yet, it must be trained first"
-            rows.append({**shared, "method": name, "options": "", "budget": "", "status": "missing", "reason": reason})
-            rows[-1]["point"] = point
+            row = {"method": name, "trained": "no", "status": "missing", "reason": reason, "point": point}
+            rows.append({**shared, **row, "options": "", "budget": ""})
         return rows
 
     def _row(self, point: Point) -> dict[str, Any]:
@@ -336,11 +365,14 @@ class _Run:
             "method": UNREDUCED if point.method is None else point.method.name,
             "options": "" if point.method is None else point.method.changed,
             "budget": point.budget.recorded,
+            # What is missing is what was to be trained.
+            "trained": "yes" if point.checkpoint is not None or point.obstacle == "missing" else "no",
+            "checkpoint": "" if point.checkpoint is None else point.checkpoint.card.fingerprint,
             "seed": point.seed,
             "point": point.id,
         }
-        if point.solution is None:
-            return {**row, "status": "unreachable", "reason": point.reason}
+        if point.obstacle or point.solution is None:
+            return {**row, "status": point.obstacle, "reason": point.reason}
         row["knob"] = point.solution.knob
         row["tokens_per_block"] = " ".join(map(str, point.solution.schedule.mlp_tokens()))
         if point.id in self.failures:
@@ -348,20 +380,70 @@ class _Run:
         return {**row, **self.folder.record(point.id), "status": "ok"}
 
 
-def _load(
-    model: str, weights: Path | None, experiment: Experiment, hardware: Hardware, images: ImageSet
-) -> LoadedModel:
-    """A model for these images, its data config with what the experiment changes in it."""
-    dtype = torch.float64 if hardware.dtype == torch.float64 else torch.float32
-    shape = {"img_size": experiment.img_size} if experiment.img_size else {}
-    loaded = load_model(model, weights, device=hardware.device, dtype=dtype, model_kwargs=shape)
-    classes = loaded.model.num_classes
-    if classes != images.classes:
-        raise InputError(
-            f"model '{model}' distinguishes {classes} classes but data set '{images.name}' has {images.classes}; give "
-            "a model trained on these classes (--models, --weights) or its data set (--dataset)."
-        )
-    return replace(loaded, data_config={**loaded.data_config, **experiment.preprocessing})
+class _Loader:
+    """Makes the jobs of a sweep: models for its images, their data configs with what the experiment changes in them."""
+
+    def __init__(self, experiment: Experiment, hardware: Hardware, images: ImageSet) -> None:
+        self.experiment, self.images = experiment, images
+        self.kwargs: dict[str, Any] = {
+            "device": hardware.device,
+            "dtype": torch.float64 if hardware.dtype == torch.float64 else torch.float32,
+            "model_kwargs": {"img_size": experiment.img_size} if experiment.img_size else {},
+        }
+
+    def own(self, model: str, weights: Path | None) -> LoadedModel:
+        """A model with its own weights."""
+        return self._suited(load_weights(model, weights, **self.kwargs))
+
+    def jobs(
+        self,
+        own: LoadedModel,
+        methods: Sequence[MethodSpec],
+        budgets: Sequence[Budget],
+        missing: Sequence[str],
+        given: Sequence[Checkpoint],
+    ) -> list[_Job]:
+        """A model off the shelf, and then each checkpoint of it that has a place in the sweep."""
+        experiment = self.experiment
+        shipped = [checkpoint for checkpoint in shipped_checkpoints(own.name) if checkpoint.began_with(own.fingerprint)]
+        places = Places(own.model, methods, budgets).all(given, shipped, experiment.trained)
+        filled = [(place.asked, place.budget) for place in places if place.asked is not None]
+        points = plan(own, methods, budgets, experiment.seeds, experiment.seed, filled, untrained=experiment.untrained)
+        assert points[0].solution is not None
+        unreduced = points[0].solution.macs
+        by_checkpoint: dict[Checkpoint, list[Place]] = defaultdict(list)
+        for place in places:
+            by_checkpoint[place.checkpoint].append(place)
+        trained = [self._trained(own, unreduced, held) for held in by_checkpoint.values()]
+        return [_Job(own, points, unreduced, missing), *trained]
+
+    def _trained(self, own: LoadedModel, unreduced: Macs, places: Sequence[Place]) -> _Job:
+        """The points of one checkpoint."""
+        checkpoint = places[0].checkpoint
+        loaded, reducers = checkpoint.load(own.name, **self.kwargs)
+        refuse_other_shape(checkpoint, loaded, own)
+        loaded = self._suited(loaded)
+        points = [place.point(loaded) for place in places]
+        for point in points:
+            attached(loaded.model, point, reducers)  # refuses weights of other reducers
+        return _Job(loaded, points, unreduced, checkpoint=checkpoint, reducers=reducers)
+
+    def _suited(self, loaded: LoadedModel) -> LoadedModel:
+        """The model with what the experiment changes in its data config.
+
+        Raises:
+            InputError: for a model of other classes, or preprocessing that is not possible.
+        """
+        images, classes = self.images, loaded.model.num_classes
+        if classes != images.classes:
+            raise InputError(
+                f"model '{loaded.name}' distinguishes {classes} classes but data set '{images.name}' has "
+                f"{images.classes}; give a model trained on these classes (--models, --weights) or its data set "
+                "(--dataset)."
+            )
+        suited = replace(loaded, data_config={**loaded.data_config, **self.experiment.preprocessing})
+        eval_transform(suited.data_config, **self.experiment.preprocessing)  # refuses what it cannot follow
+        return suited
 
 
 def _evaluation(
@@ -388,7 +470,9 @@ def _evaluation(
 def _describe(point: Point) -> str:
     """A point in words, for messages."""
     method = "unreduced" if point.method is None else f"{point.method.label} at {point.budget.recorded}"
-    seed = f" seed {point.seed}" if point.method is not None and point.method.build().stochastic else ""
+    reducer = None if point.method is None else point.method.build()
+    drawn = reducer is not None and (reducer.stochastic or reducer.learned)
+    seed = f" seed {point.seed}" if drawn or point.checkpoint is not None else ""
     return f"{point.model} {point.weights} {method}{seed}"
 
 

@@ -73,16 +73,19 @@ def table1(results: Results) -> pd.DataFrame:
 def table2(results: Results) -> pd.DataFrame:
     """Table 2: all methods at 30 % fewer FLOPs, a row per model, method and training, reported and measured.
 
-    The paper's rows come in its order, whether they were measured or not, and then methods that it lacks. `best` and
-    `tied` (with the best; paired test, Holm's correction over all pairs of the table) are among the off-the-shelf
-    methods of a model, and apart from them among the trained ones, if their GFLOPs agree to 1 %.
+    The paper's rows come in its order, whether they were measured or not, and then methods that it lacks. The unreduced
+    model trained in the same way stands among the trained ones: what training alone gains. `best` and `tied` (with the
+    best; paired test, Holm's correction over all pairs of the table) are among the off-the-shelf methods of a model,
+    and apart from them among the trained ones, if their GFLOPs agree to 1 %.
 
     Raises:
         InputError: if the results hold no setting at this budget.
     """
     _require("table2", results)
     summary = results.summary
-    at_budget = summary[(summary["budget"] == TABLE2_BUDGET) | (summary["status"] == "missing")]
+    nowhere = (summary["status"] == "missing") & (summary["budget"].fillna("") == "")
+    control = (summary["method"] == UNREDUCED) & (summary["trained"] == "yes")
+    at_budget = summary[(summary["budget"] == TABLE2_BUDGET) | nowhere | control]
     reference = published.table1()
     rows: list[Row] = []
     settings: list[Setting] = []
@@ -92,7 +95,10 @@ def table2(results: Results) -> pd.DataFrame:
         for row, numbers, setting in _table2_rows(model, measured):
             rows.append({"model": model, **row, **_reported(numbers, paper), **_measured(results, model, setting)})
             settings.append(setting)
-    groups = _of_equal_cost(rows, [(row["model"], row["trained"]) for row in rows])
+    reduced = [setting.get("method") != UNREDUCED for setting in settings]
+    groups = _of_equal_cost(
+        rows, [(row["model"], row["trained"]) if r else None for row, r in zip(rows, reduced, strict=True)]
+    )
     _mark_best(rows, groups)
     _mark_tied(results, rows, settings, groups)
     return _frame(rows, _caption("All methods at 30 % fewer FLOPs.", results, settings, rows))
@@ -172,7 +178,8 @@ def _by_k(results: Results, model: str) -> dict[int, Setting]:
 def _table2_rows(model: str, measured: list[Setting]) -> Iterable[tuple[Row, pd.Series[Any] | None, Setting]]:
     """Method and training, published numbers and setting of each row of one model: trained first, as in the paper.
 
-    A method that the experiment asked for and that cannot be run here stands in the paper's row of the method.
+    A method that the experiment asked for and that cannot be run here stands in the paper's row of the method, and so
+    does a trained one that has other options, where none has those of the paper.
     """
     reported = published.table2()
     trained_only = set(reported["method"]) - set(reported.loc[reported["trained"] == "no", "method"])
@@ -180,11 +187,19 @@ def _table2_rows(model: str, measured: list[Setting]) -> Iterable[tuple[Row, pd.
         rest = [row for row in measured if _training(row, trained_only) == trained]
         here = reported[(reported["model"] == model) & (reported["trained"] == trained)]
         for _, numbers in here.iterrows():
-            same = [row for row in rest if row["label"] == numbers["method"]]
-            rest = [row for row in rest if row["label"] != numbers["method"]]
-            yield {"trained": trained, "method": numbers["method"]}, numbers, (same or [ABSENT])[0]
+            kin = [row for row in rest if row["method"] == numbers["method"] and trained == "yes"]
+            same = [row for row in rest if row["label"] == numbers["method"]] or kin
+            setting = (same or [ABSENT])[0]
+            name = setting.get("label", numbers["method"])
+            rest = [row for row in rest if row["label"] != name]
+            yield {"trained": trained, "method": name}, numbers, setting
         for row in rest:
-            yield {"trained": trained, "method": row["label"]}, None, row
+            yield {"trained": trained, "method": _plain_name(row)}, None, row
+
+
+def _plain_name(setting: Setting) -> str:
+    """The method of a setting, where the table says elsewhere whether it was trained."""
+    return "unreduced" if setting["method"] == UNREDUCED else str(setting["label"])
 
 
 def _training(setting: Setting, trained_only: set[str]) -> str:
@@ -213,7 +228,7 @@ def _measured(results: Results, model: str, setting: Setting) -> Row:
     row |= {column: setting[column] for column in ("gflops", "top1", "top1_low", "top1_high", "top1_sd")}
     row |= {"images": int(setting["n_images"]), "saved": 100 * setting["reduction"], "reason": ""}
     unreduced = results.unreduced(model)
-    if setting["method"] == UNREDUCED:
+    if setting["method"] == UNREDUCED and setting["trained"] == "no":
         row["drop"] = 0.0  # by definition, so without interval or test
     elif unreduced is not None:
         loss = paired(results, unreduced, setting)
@@ -281,9 +296,10 @@ def _caption(subject: str, results: Results, settings: Sequence[Setting], rows: 
     """What was measured on what, and how the numbers are to be read."""
     images = max((row["images"] for row in rows if row["status"] == "ok"), default=0)
     caption = f"{subject} Measured on {images:,} images of {results.dataset}"
-    seeds = sorted({setting["seeds"] for setting in settings} - {0, 1})
-    if seeds:
-        caption += f", methods that draw random numbers as means over {' or '.join(map(str, seeds))} seeds"
+    for trained, which in (("no", "methods that draw random numbers"), ("yes", "trained methods")):
+        seeds = sorted({setting["seeds"] for setting in settings if setting.get("trained") == trained} - {0, 1})
+        if seeds:
+            caption += f", {which} as means over {' or '.join(map(str, seeds))} seeds"
     caption += (
         "; GFLOPs are multiply-accumulates. Brackets are 95 % intervals: Wilson's for accuracies (%), Bonett and "
         "Price's for paired differences of the drops (percentage points) from the unreduced model on the same images."

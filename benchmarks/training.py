@@ -1,0 +1,132 @@
+"""Training throughput: `tmbench train` against the bare loop of timm, every method against the unreduced model.
+
+    python benchmarks/training.py [--model deit_tiny_patch2_28] [--methods sit,tome] [--budget 0.7] [--batch-size 512]
+        [--updates 100] [--epochs 4] [--device cpu]
+
+One process. The rival is what anybody would write with timm: the model, AdamW, mixup and autocast on one batch that
+lies on the device already, without augmentation, moving average, learning curve or saved state, which `tmbench train`
+has (its state is written after every epoch). The rival runs before and after, so that its spread shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup
+from timm.optim import create_optimizer_v2
+
+import tokenmerge_bench.models  # noqa: F401 - registers the project's models with timm
+from tokenmerge_bench.budgets import Budget
+from tokenmerge_bench.data import ArrayImages
+from tokenmerge_bench.distributed import Team, open_team
+from tokenmerge_bench.learning_curve import CurveRow, Quiet
+from tokenmerge_bench.options import parse_method
+from tokenmerge_bench.provenance import hardware_name
+from tokenmerge_bench.recipe import Recipe
+from tokenmerge_bench.train import Task, train
+
+MIX = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "label_smoothing": 0.1, "num_classes": 10}
+
+
+class Times(Quiet):
+    """Keeps the seconds of every epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def epoch(self, row: CurveRow) -> None:
+        self.seconds.append(row.seconds)
+
+
+def main() -> None:
+    """Prints images per second of the rival and of every method."""
+    given = arguments()
+    team = open_team(given.device)
+    print(f"{hardware_name(team.device)}, torch {torch.__version__}, timm {timm.__version__}; {given.model}, batch "
+          f"{given.batch_size}, {'bfloat16' if team.device.type == 'cuda' else 'float32'}")  # fmt: skip
+    rounds = [bare(given, team)]
+    speeds = {method: ours(given, team, method) for method in ["none", *given.methods.split(",")]}
+    rounds.append(bare(given, team))
+    rival = sum(rounds) / len(rounds)
+    print(f"{'bare loop':<32}{rival:>10.0f} images/s   (before {rounds[0]:.0f}, after {rounds[1]:.0f})")
+    for method, speed in speeds.items():
+        name = "unreduced" if method == "none" else f"{method} at {given.budget}"
+        ratios = f"{speed / rival:.3f} of bare, {speed / speeds['none']:.3f} of unreduced"
+        print(f"{name:<32}{speed:>10.0f} images/s   {ratios}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="deit_tiny_patch2_28")
+    parser.add_argument("--methods", default="sit,sinkhorn,patchmerger,dpc_knn:learned_weights=true,k_medoids,tome")
+    parser.add_argument("--budget", default="0.7")
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--updates", type=int, default=100, help="of an epoch")
+    parser.add_argument("--epochs", type=int, default=4, help="of which the first is not counted")
+    parser.add_argument("--device", default="cpu")
+    return parser.parse_args()
+
+
+def bare(given: argparse.Namespace, team: Team) -> float:
+    """Images per second of a plain loop."""
+    device = team.device
+    model = timm.create_model(given.model, num_classes=10, drop_path_rate=0.1).to(device).train()
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05, **fused)
+    mix = Mixup(**MIX)
+    images = torch.randn(given.batch_size, *shape(given.model), device=device)
+    labels = torch.arange(given.batch_size, device=device) % 10
+    seconds = []
+    for _ in range(given.epochs):
+        began = time.perf_counter()
+        for _ in range(given.updates):
+            pixels, targets = mix(images.clone(), labels)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = model(pixels)
+            F.cross_entropy(logits.float(), targets).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - began)
+    return float(given.batch_size * given.updates / median(seconds[1:]))
+
+
+def ours(given: argparse.Namespace, team: Team, method: str) -> float:
+    """Images per second of `tmbench train`, augmentation, moving average and saving included."""
+    channels, height, width = shape(given.model)
+    rng = np.random.default_rng(0)
+    count = given.batch_size * given.updates
+    config = timm.data.resolve_model_data_config(timm.create_model(given.model))
+    side = int(height / config["crop_pct"]), int(width / config["crop_pct"])
+    pixels = rng.integers(0, 256, (count, *side, channels), dtype=np.uint8)
+    images = ArrayImages.of("noise", pixels[..., 0] if channels == 1 else pixels, np.arange(count) % 10, 10)
+    recipe = Recipe(
+        model=given.model, epochs=given.epochs, batch_size=given.batch_size, lr=1e-4, weight_decay=0.05, pad=2,
+        hflip=0.5, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1, drop_path=0.1, ema_decay=0.999,
+        amp="bfloat16",
+    )  # fmt: skip
+    task = Task(recipe) if method == "none" else Task(recipe, parse_method(method), Budget("fraction", given.budget))
+    times = Times()
+    with tempfile.TemporaryDirectory() as scratch:
+        train(task, images, Path(scratch) / "run", team, reporter=times)
+    return float(count / median(times.seconds[1:]))
+
+
+def shape(model: str) -> tuple[int, int, int]:
+    """Channels, height and width of a model's images."""
+    size: tuple[int, int, int] = timm.data.resolve_model_data_config(timm.create_model(model))["input_size"]
+    return size
+
+
+if __name__ == "__main__":
+    main()

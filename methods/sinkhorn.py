@@ -1,0 +1,126 @@
+"""Sinkhorn tokenizer. Haurum et al., "Multi-scale hybrid vision transformer and Sinkhorn tokenizer for sewer defect
+classification", Automation in Construction, 2022.
+
+As a reducer for plain ViTs it is defined by Haurum et al., "Which Tokens to Use?", ICCV-W 2023. Tokens are shared out
+among M learned centres by entropic optimal transport of their cosines, solved by a few Sinkhorn iterations. It must be
+trained, for one number of outputs.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tokenmerge_bench.assignment import Assignment, SoftAssignment
+from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.knobs import KeepRate
+from tokenmerge_bench.reducers import TokenReducer, reducer
+from tokenmerge_bench.tokens import Tokens
+
+SHORTEST = 1e-12
+"""Vectors are divided by their length, or by this where they are shorter."""
+
+
+@dataclass(frozen=True)
+class SinkhornOptions:
+    """Options of the Sinkhorn tokenizer."""
+
+    eps: float = 1.0
+    """Entropic regularisation: the smaller, the nearer to one centre per token (0.25 in the paper's own command)."""
+    iters: int = 3
+    """Sinkhorn iterations, each over the centres and then over the tokens (5 in the paper's own command)."""
+    values: Literal["unit", "raw"] = "unit"
+    """Outputs are sums of the tokens at unit length, as in the code, or weighted means of the tokens as they are."""
+
+
+def transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Float[Tensor, "B M N"]:
+    """ln W of the weights W that Sinkhorn's iterations give: the columns of W sum to 1, its rows nearly to N / M.
+
+    With Z = scores / eps, u of the rows and v of the columns: u = ln mu - logsumexp_n(Z + v), then
+    v = ln nu - logsumexp_m(Z + u), `iters` times; W = (M + N) exp(Z + u + v). The marginals mu = nu = 1 / (M + N) only
+    shift u against v and cancel in W, so that they do not appear. Differentiable through all iterations.
+    """
+    z = scores / eps
+    columns = torch.zeros_like(z[:, :1])
+    for _ in range(iters):
+        rows = -(z + columns).logsumexp(2, keepdim=True)
+        columns = -(z + rows).logsumexp(1, keepdim=True)
+    return z + rows + columns
+
+
+@torch.no_grad()
+def unit_rows(centres: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
+    """The rows at unit length, in their own dtype; rows that are so up to rounding stay what they are, bit for bit."""
+    precise = centres.to(torch.promote_types(centres.dtype, torch.float32))
+    length = precise.norm(dim=1, keepdim=True)
+    # Of rounding the stored numbers, and of computing the length twice.
+    slack = torch.finfo(centres.dtype).eps + 8 * torch.finfo(precise.dtype).eps
+    scaled = (precise / length.clamp_min(SHORTEST)).to(centres.dtype)
+    return torch.where((length - 1).abs() <= slack, centres, scaled)
+
+
+@reducer("sinkhorn")
+class Sinkhorn(TokenReducer):
+    """Shares tokens out among learned centres by optimal transport. Options: `SinkhornOptions`."""
+
+    options_type = SinkhornOptions
+    site = "pre"
+    layers = (3, 6, 9)
+    knob = KeepRate()
+    learned = True
+
+    def __init__(self, options: SinkhornOptions | None = None) -> None:
+        super().__init__(options)
+        o: SinkhornOptions = self.options
+        if not 0 < o.eps < math.inf:
+            raise InputError(f"sinkhorn: eps={o.eps:g} is no regularisation; give a positive number such as 1 or 0.25.")
+        if o.iters < 1:
+            raise InputError(f"sinkhorn: iters={o.iters} leaves the weights unbalanced; give 1 or more.")
+
+    def build(self, n_in: int, n_out: int, width: int) -> None:
+        """The centres, standard normal; the first `assign` brings them to unit length."""
+        self.centres = nn.Parameter(torch.randn(n_out, width))
+
+    def assign(self, tokens: Tokens, n_out: int) -> Assignment:
+        """Weights from the cosines of centres and tokens of the block input, which gradients reach.
+
+        The parameter is left with its rows at unit length, in training and in evaluation. Once they are, that changes
+        nothing, so that passes may share the module; no gradient flows through it.
+
+        Raises:
+            ValueError: if it was built for another number of output tokens.
+        """
+        if n_out != len(self.centres):
+            raise ValueError(f"sinkhorn was built to leave {len(self.centres)} tokens and cannot leave {n_out}")
+        o: SinkhornOptions = self.options
+        x = tokens.features.to(torch.promote_types(tokens.features.dtype, torch.float32))
+        scores = self._unit_centres(x.dtype) @ _unit(x).transpose(1, 2)
+        weights = transport(scores, o.eps, o.iters)
+        return SoftAssignment(weights.exp() if o.values == "unit" else weights.softmax(2))
+
+    def _unit_centres(self, dtype: torch.dtype) -> Float[Tensor, "M C"]:
+        with torch.no_grad():
+            self.centres.copy_(unit_rows(self.centres))
+        # A copy: the graph of this pass must survive the next pass, which writes to the parameter again.
+        return self.centres.to(dtype, copy=True)
+
+    def values(self, features: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+        """The tokens at unit length; as they are for `values=raw`."""
+        if self.options.values == "raw":
+            return features
+        return _unit(features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
+
+    def macs(self, n_in: int, n_out: int, width: int) -> int:
+        """N C for the lengths, 2 N M C for scores and sums, 2 N M exponentials per iteration."""
+        o: SinkhornOptions = self.options
+        return n_in * width + 2 * n_in * n_out * width + o.iters * 2 * n_in * n_out
+
+
+def _unit(x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+    return F.normalize(x, dim=-1, eps=SHORTEST)
