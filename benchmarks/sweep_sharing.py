@@ -40,7 +40,7 @@ from tokenmerge_bench.data import Batch, default_workers, eval_transform, iter_v
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.display import SilentReporter
 from tokenmerge_bench.engine import Engine, Evaluator, evaluate, prepare
-from tokenmerge_bench.experiment import available, load_experiment
+from tokenmerge_bench.experiment import load_experiment
 from tokenmerge_bench.hardware import open_hardware
 from tokenmerge_bench.imagenet import wordnet_ids
 from tokenmerge_bench.images import ImageSet, Indices
@@ -93,7 +93,7 @@ class Setup:
 
     def points(self) -> list[Point]:
         """All points that can be run."""
-        methods, _ = available(self.experiment)
+        methods = self.experiment.all_methods()
         budgets, seed = self.experiment.all_budgets(), self.experiment.seed
         planned = [p for m in self.loaded for p in plan(m, methods, budgets, self.experiment.seeds, seed)]
         return [point for point in planned if point.solution is not None]

@@ -10,11 +10,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tokenmerge_bench import published
 from tokenmerge_bench.budgets import Budget
 from tokenmerge_bench.errors import InputError, nearest
 from tokenmerge_bench.options import MethodSpec, all_options, parse_layers, parse_method
-from tokenmerge_bench.registry import list_methods
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -79,6 +77,16 @@ class Experiment(BaseModel):
         budgets = [Budget(kind, str(value)) for value in values]
         return list({budget.recorded: budget for budget in budgets}.values())
 
+    def all_methods(self) -> list[MethodSpec]:
+        """The methods in the order given, without repetition.
+
+        Raises:
+            InputError: for one that is not known.
+        """
+        layers = parse_layers(self.layers) if self.layers else None
+        specs = [parse_method(text, layers) for text in self.methods]
+        return list({(spec.name, all_options(spec)): spec for spec in specs}.values())
+
 
 def load_experiment(name: str, **overrides: Any) -> Experiment:
     """An experiment that ships with the package, by name, or one from a file; overrides that are None do nothing.
@@ -100,39 +108,15 @@ def load_experiment(name: str, **overrides: Any) -> Experiment:
     return experiment
 
 
-def available(experiment: Experiment) -> tuple[list[MethodSpec], list[str]]:
-    """The methods of an experiment that can be run, and the names of those of the published tables that cannot yet.
-
-    Raises:
-        InputError: for a name that is neither, or if nothing is left to run.
-    """
-    layers = parse_layers(experiment.layers) if experiment.layers else None
-    absent = [text for text in experiment.methods if _is_missing(text)]  # asking reads the published tables: once
-    missing = [_name(text) for text in absent]
-    specs = [parse_method(text, layers) for text in experiment.methods if text not in absent]
-    if not specs:
-        raise InputError(f"{', '.join(missing)} cannot be run here yet; name other methods (`tmbench list methods`).")
-    return list({(spec.name, all_options(spec)): spec for spec in specs}.values()), list(dict.fromkeys(missing))
-
-
-def _name(text: str) -> str:
-    return text.strip().partition(":")[0]
-
-
-def _is_missing(text: str) -> bool:
-    return _name(text) in published.methods() and _name(text) not in list_methods()
-
-
 def _that_follow(experiment: Experiment) -> list[str]:
     """The methods of an experiment whose own knob is the one that the budgets are given in; all for FLOPs budgets."""
     kind = experiment.all_budgets()[0].kind
     if kind in ("fraction", "gflops"):
         return experiment.methods
-    known = [text for text in experiment.methods if not _is_missing(text)]
-    following = [text for text in known if parse_method(text).build().knob.name == kind]
+    following = [text for text in experiment.methods if parse_method(text).build().knob.name == kind]
     if not following:
         raise InputError(
-            f"none of {', '.join(known)} takes --{kind.replace('_', '-')}; name methods that do with --methods."
+            f"none of {', '.join(experiment.methods)} takes --{kind.replace('_', '-')}; name methods that do with --methods."
         )
     return following
 

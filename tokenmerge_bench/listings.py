@@ -11,7 +11,7 @@ from tokenmerge_bench.checkpoints import shipped_checkpoints
 from tokenmerge_bench.counting import count
 from tokenmerge_bench.datasets import dataset_layouts
 from tokenmerge_bench.display import short_knob
-from tokenmerge_bench.experiment import Experiment, available, load_experiment, shipped
+from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
 from tokenmerge_bench.models import DEMO_MODEL, build_model, list_models
 from tokenmerge_bench.options import layers_text
 from tokenmerge_bench.recipe import purpose, read_recipe, shipped_recipes
@@ -20,7 +20,10 @@ from tokenmerge_bench.registry import list_methods
 
 def methods_table() -> Table:
     """Every method with its knob, its default layers, its options (defaults first), and what is trained of it."""
-    table = Table("method", "what it does", "knob", "blocks", "options", "training", show_lines=True)
+    table = Table(show_lines=True)
+    for heading in ("method", "what it does", "knob", "blocks", "options"):
+        # What is typed is never cut off.
+        table.add_column(heading, no_wrap=heading in ("method", "knob"), overflow="fold")
     shipped = shipped_checkpoints(DEMO_MODEL)
     for name, cls in list_methods().items():
         reducer = cls()
@@ -33,9 +36,10 @@ def methods_table() -> Table:
         summary = (cls.__doc__ or "").strip().splitlines()[0].partition(" Options:")[0]
         blocks = f"{layers_text(reducer.layers)} {reducer.site}"
         trained = ["must be trained"] if reducer.learned else []
-        trained += [f"{c.name} at {c.card.budget}" for c in shipped if c.card.method == name]
-        table.add_row(name, summary, reducer.knob.flag, blocks, options, "\n".join(trained))
-    table.caption = f"`--trained` adds the embedded checkpoints, of {DEMO_MODEL}; `--weights` takes others."
+        budgets = [c.card.budget for c in shipped if c.card.method == name]
+        trained += [f"shipped: {', '.join(budgets)}"] if budgets else []
+        table.add_row(name, "\n".join([summary, *trained]), reducer.knob.flag, blocks, options)
+    table.caption = f"shipped: budgets of the checkpoints of {DEMO_MODEL} that --trained adds; --weights takes others"
     return table
 
 
@@ -81,7 +85,6 @@ def flops_table(experiment: Experiment, model: str) -> Table:
     """Token schedules and MACs of one model, counted by fvcore on the attached model and checked by the closed form."""
     network = build_model(model).eval()
     solver = Solver(network)
-    methods, missing = available(experiment)
     table = Table(
         "method",
         "budget",
@@ -94,7 +97,7 @@ def flops_table(experiment: Experiment, model: str) -> Table:
         table.add_column(heading, justify="right")
     tokens = _tokens(solver.unreduced_schedule.mlp_tokens())
     table.add_row("unreduced", "", "", tokens, f"{solver.unreduced.total / 1e9:.4f}", "", "")
-    for spec in methods:
+    for spec in experiment.all_methods():
         for budget in experiment.all_budgets():
             try:
                 found = solver.solve(spec, budget)
@@ -111,8 +114,6 @@ def flops_table(experiment: Experiment, model: str) -> Table:
                 f"{macs.reducer / 1e9:.4f}",
                 f"{100 * (1 - macs.total / solver.unreduced.total):.1f} %",
             )
-    for name in missing:
-        table.add_row(name, "", "missing", "not here yet, it must be trained first", "", "", "")
     return table
 
 

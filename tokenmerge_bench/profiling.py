@@ -26,7 +26,7 @@ from tokenmerge_bench.batch_sizes import Search, check_batch_sizes, largest_batc
 from tokenmerge_bench.checkpoints import load_weights
 from tokenmerge_bench.engine import Hardware, Reporter, open_device
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.experiment import Dtype, Experiment, available
+from tokenmerge_bench.experiment import Dtype, Experiment
 from tokenmerge_bench.models import DEMO_MODEL, LoadedModel, build_model, data_config
 from tokenmerge_bench.modes import Run, as_mode, check_modes, compiling, shared_by
 from tokenmerge_bench.options import MethodSpec
@@ -94,9 +94,7 @@ def run_profile(
     precisions, sizes = check_dtypes(dtypes), check_batch_sizes(batch_sizes)
     if not 0 <= seconds < float("inf"):
         raise InputError(f"--seconds {seconds:g} is no time; give seconds of samples per group, such as 10.")
-    methods, missing = available(experiment)
-    if missing:
-        raise InputError(f"{', '.join(missing)} cannot be timed here yet; leave it out.")
+    methods = experiment.all_methods()
     reason = tracing_reason()
     if reason is not None:
         raise InputError(f"{reason}, and times taken under it would mean nothing; run without it.")

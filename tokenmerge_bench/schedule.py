@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,15 +28,20 @@ class Schedule:
 
     def attention_tokens(self) -> list[int]:
         """T = P + N seen by the attention of each block."""
-        return [self.prefix + self._patches(block, ("pre",)) for block in range(self.depth)]
+        return [self.prefix + patches for patches, _ in self._patches()]
 
     def mlp_tokens(self) -> list[int]:
         """T = P + N seen by the MLP of each block, which is also what leaves the block."""
-        return [self.prefix + self._patches(block, ("pre", "mid")) for block in range(self.depth)]
+        return [self.prefix + patches for _, patches in self._patches()]
 
-    def _patches(self, block: int, sites: tuple[str, ...]) -> int:
-        done = [step for step in self.steps if step.block < block or (step.block == block and step.site in sites)]
-        return done[-1].n_out if done else self.n0
+    def _patches(self) -> Iterator[tuple[int, int]]:
+        """Patch tokens that the attention and the MLP of each block see."""
+        left = {(step.block, step.site): step.n_out for step in self.steps}
+        n = self.n0
+        for block in range(self.depth):
+            before = left.get((block, "pre"), n)
+            n = left.get((block, "mid"), before)
+            yield before, n
 
 
 def make_schedule(

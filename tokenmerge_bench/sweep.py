@@ -25,7 +25,7 @@ from tokenmerge_bench.data import ImageSet, Indices, Unreadable, default_workers
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.engine import Engine, Evaluator, Reporter, attached, evaluate, prepare
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.experiment import Experiment, available
+from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.hardware import Hardware, open_hardware
 from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.options import MethodSpec
@@ -35,7 +35,7 @@ from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
-from tokenmerge_bench.trained import Place, Places, model_of, refuse_other_shape
+from tokenmerge_bench.trained import Place, Places, model_of, nothing_shipped, refuse_other_shape
 from tokenmerge_bench.trie import reason
 
 
@@ -57,8 +57,6 @@ class _Job:
     points: list[Point]
     unreduced: Macs
     """Of the unreduced model."""
-    missing: Sequence[str] = ()
-    """Methods of the experiment that are not here."""
     checkpoint: Checkpoint | None = None
     reducers: Mapping[str, torch.Tensor] | None = None
     """State dict of the reducers, from the checkpoint."""
@@ -113,7 +111,7 @@ def run_sweep(
     """
     if workers is not None and workers < 0:
         raise InputError(f"--workers {workers} is negative; give 0 to decode images in this process, or more.")
-    methods, missing = available(experiment)
+    methods = experiment.all_methods()
     budgets = experiment.all_budgets()
     hardware = open_hardware(device, getattr(torch, experiment.dtype), compiled, graphs)
     if experiment.dataset is None:
@@ -127,12 +125,14 @@ def run_sweep(
     for model in models:
         given = [checkpoint for checkpoint in checkpoints if model_of(checkpoint, models) == model]
         own = loader.own(model, (weights or {}).get(model))
-        jobs += loader.jobs(own, methods, budgets, missing, given)
+        jobs += loader.jobs(own, methods, budgets, given)
 
     evaluation = _evaluation(experiment, methods, images, chosen, hardware)
     points = {point.id: _describe(point) for job in jobs for point in job.points if point.obstacle != "missing"}
     path = out or _default_folder(images, evaluation, points)
     with ResultFolder(path, evaluation, points, fresh) as folder:
+        if experiment.trained and not any(map(_is_trained, jobs)):
+            reporter.note(nothing_shipped(models))
         run = _Run(name, experiment, images, chosen, hardware, folder, reporter)
         return run.all(jobs, default_workers(hardware.device) if workers is None else workers)
 
@@ -167,7 +167,7 @@ class _Run:
                 job.done[batch.chunk].update(batch.points)
         self._announce(jobs, journal)
         self._evaluate(jobs, workers)
-        rows = [row for job in jobs for row in self._rows(job)]
+        rows = self._ordered([row for job in jobs for row in self._rows(job)])
         table = self.folder.write_results(rows)
         # Points of an earlier run remember theirs; its journal is gone.
         self.unreadable = sorted({name for row in rows for name in row.get("unreadable", [])}.union(self.unreadable))
@@ -343,7 +343,7 @@ class _Run:
         return {"image": self.images.paths[index], "picture": name, "grid": grid, "sites": sites}
 
     def _rows(self, job: _Job) -> list[dict[str, Any]]:
-        """A model's rows of results.csv: its points, and the methods that are missing."""
+        """The rows of results.csv of a model's points."""
         shared = {
             "experiment": self.name,
             "model": job.loaded.name,
@@ -352,12 +352,13 @@ class _Run:
             "device": self.hardware.device.type,
             "dtype": self.experiment.dtype,
         }
-        rows = [{**shared, **self._row(point)} for point in job.points]
-        for name in job.missing:
-            point, reason = f"{job.loaded.name}-{name}-missing", "not here yet, it must be trained first"
-            row = {"method": name, "trained": "no", "status": "missing", "reason": reason, "point": point}
-            rows.append({**shared, **row, "options": "", "budget": ""})
-        return rows
+        return [{**shared, **self._row(point)} for point in job.points]
+
+    def _ordered(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of results.csv by model and budget as they were asked for, the unreduced model first."""
+        models = self.experiment.models
+        budgets = ["1", *(budget.recorded for budget in self.experiment.all_budgets())]
+        return sorted(rows, key=lambda row: (models.index(row["model"]), budgets.index(row["budget"])))
 
     def _row(self, point: Point) -> dict[str, Any]:
         """What a point's row says of the point itself."""
@@ -400,7 +401,6 @@ class _Loader:
         own: LoadedModel,
         methods: Sequence[MethodSpec],
         budgets: Sequence[Budget],
-        missing: Sequence[str],
         given: Sequence[Checkpoint],
     ) -> list[_Job]:
         """A model off the shelf, and then each checkpoint of it that has a place in the sweep."""
@@ -415,7 +415,7 @@ class _Loader:
         for place in places:
             by_checkpoint[place.checkpoint].append(place)
         trained = [self._trained(own, unreduced, held) for held in by_checkpoint.values()]
-        return [_Job(own, points, unreduced, missing), *trained]
+        return [_Job(own, points, unreduced), *trained]
 
     def _trained(self, own: LoadedModel, unreduced: Macs, places: Sequence[Place]) -> _Job:
         """The points of one checkpoint."""
@@ -465,6 +465,11 @@ def _evaluation(
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
+
+
+def _is_trained(job: _Job) -> bool:
+    """Whether a job holds a method that was trained, rather than methods off the shelf or the unreduced model."""
+    return job.checkpoint is not None and job.checkpoint.card.method != UNREDUCED
 
 
 def _describe(point: Point) -> str:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable
-from tokenmerge_bench.checkpoints import Checkpoint
+from tokenmerge_bench.checkpoints import Checkpoint, shipped_checkpoints
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.models import LoadedModel
+from tokenmerge_bench.models import DEMO_MODEL, LoadedModel
 from tokenmerge_bench.options import MethodSpec, all_options
 from tokenmerge_bench.points import Point
 
@@ -79,7 +79,7 @@ class Places:
     def all(
         self, given: Sequence[Checkpoint], shipped: Sequence[Checkpoint], every_method: bool = False
     ) -> list[Place]:
-        """The cells of all checkpoints.
+        """The cells of all checkpoints, the unreduced model's first and then method by method.
 
         Args:
             given: by the user; they take the place of shipped ones of the same setting.
@@ -99,7 +99,10 @@ class Places:
                 if place.setting not in replaced
                 and (every_method or (place.asked is not None and place.asked.build().learned))
             ]
-        return wanted
+        return sorted(wanted, key=self._turn)  # files are read by name, and are shown as methods were asked for
+
+    def _turn(self, place: Place) -> int:
+        return -1 if place.asked is None else self._methods.index(place.asked)
 
     def _wanted(self, checkpoint: Checkpoint) -> list[Place]:
         places = self.of(checkpoint)
@@ -152,6 +155,16 @@ def model_of(checkpoint: Checkpoint, models: Sequence[str]) -> str:
             f"{', '.join(models)}; add it by --models {own}."
         )
     return own if own in kin else kin[0]
+
+
+def nothing_shipped(models: Iterable[str]) -> str:
+    """A sentence for sweeps in which no checkpoint that ships with the package has a place."""
+    budgets = sorted({c.card.budget for c in shipped_checkpoints(DEMO_MODEL)} - {"1"}, reverse=True)
+    return (
+        f"no trained checkpoint that ships with the package fits these methods, budgets and {', '.join(models)}; there "
+        f"are those of {DEMO_MODEL} with its own weights and image size at {', '.join(budgets)}, and --weights takes "
+        "others."
+    )
 
 
 def refuse_other_shape(checkpoint: Checkpoint, trained: LoadedModel, own: LoadedModel) -> None:

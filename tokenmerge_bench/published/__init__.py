@@ -47,11 +47,6 @@ def claims() -> pd.DataFrame:
     return table.astype({"k": "Int64"})
 
 
-def methods() -> list[str]:
-    """The methods of the paper, by their names here: those of Table 2, then those that only the text has."""
-    return list(dict.fromkeys([*table2()["method"], *quoted()["method"]]))
-
-
 def _read(name: str) -> pd.DataFrame:
     with (files(__package__) / f"{name}.csv").open(encoding="utf-8") as file:
         return pd.read_csv(file).assign(source=REPORTED)
