@@ -28,7 +28,6 @@ from tokenmerge_bench.cli import app
 from tokenmerge_bench.display import SilentReporter
 from tokenmerge_bench.experiment import Experiment, load_experiment
 from tokenmerge_bench.flags import Comparison, Images, Running
-from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.results import open_results
 from tokenmerge_bench.store import read_results
 
@@ -38,7 +37,7 @@ HISTORIC = Path(__file__).parent / "historic_results"
 EMBEDDED = "deit_micro_patch2_28"
 OWN = {
     "title": "My own",
-    "methods": ["dhtm", "sit", "random"],
+    "methods": ["dhtm", "random"],
     "models": [TINY],
     "dataset": "demo",
     "k": [0, 10],
@@ -57,21 +56,11 @@ def write_toml(path: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", autouse=True)
-def without_sit() -> Iterator[None]:
-    """An installation that lacks one of the methods of the published tables."""
-    others = {name: cls for name, cls in list_methods().items() if name != "sit"}
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("reducers", "registry"):
-            patch.setattr(f"tokenmerge_bench.{module}._registered", others)
-        yield
-
-
 @pytest.fixture(scope="module")
 def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, counted_once: None) -> Path:
-    """Results of a small sweep over k, with one method that cannot be run; not to be changed."""
+    """Results of a small sweep over k; not to be changed."""
     out = tmp_path_factory.mktemp("template") / "swept"
-    run(out, weights, methods=["dhtm", "sit", "random", "lotm"], k=["0", "10"], limit=12)
+    run(out, weights, methods=["dhtm", "random", "lotm"], k=["0", "10"], limit=12)
     return out
 
 
@@ -108,11 +97,10 @@ def test_a_shipped_experiment_copied_and_edited(tmbench: Command, weights: Path,
     text = (files("tokenmerge_bench.experiments") / "table1.toml").read_text()
     text = re.sub(r"(?m)^models = .*", f'models = ["{TINY}"]\ndataset = "demo"\nlimit = 6', text)
     text = re.sub(r"(?m)^k = .*", "k = [0, 10]", text)
-    text = text.replace('methods = ["dhtm"]', 'methods = ["dhtm", "sit"]').replace('"fig1"', '"results"')
+    text = text.replace('"fig1"', '"results"')
     (tmp_path / "my table.toml").write_text(text)
     done = tmbench("run", "my table.toml", "--weights", weights, "--out", "my results/of today")
-    assert done.code == 0
-    assert done.err == f"tmbench: {TINY} sit: missing, not here yet, it must be trained first\n"
+    assert (done.code, done.err) == (0, "")
     out = tmp_path / "my results/of today"
     assert done.out.splitlines()[-3:] == [
         "table   my results/of today/results.csv",
@@ -125,9 +113,7 @@ def test_a_shipped_experiment_copied_and_edited(tmbench: Command, weights: Path,
         ["none", "1", "ok"],
         ["dhtm", "k=0", "ok"],
         ["dhtm", "k=10", "ok"],
-        ["sit", "", "missing"],
     ]
-    assert table["reason"].dropna().tolist() == ["not here yet, it must be trained first"]
     shown = pd.read_csv(out / "table1.csv").set_index("k")["top1"]
     assert shown[10] == table.loc[table["budget"] == "k=10", "top1"].item()
 
@@ -201,7 +187,7 @@ def test_which_images_and_models_are_meant(
         (["shows.toml"], ["'figl'", "did you mean 'fig", "table1"]),
         (["words.toml"], ["'words.toml'", "limit='many'"]),
         (["torn.toml"], ["'torn.toml'", "no valid TOML"]),
-        (["untrained.toml"], ["sit cannot be run here yet", "tmbench list methods"]),
+        (["untrained.toml"], ["sit must be trained first", "--untrained"]),
         (["own.toml", "--methods", "dhmt"], ["'dhmt'", "did you mean 'dhtm'"]),
         (["own.toml", "--k", "30"], ["k=30 is too many", "at most 18"]),
         (["own.toml", "--k", ""], ["--k", "empty list", "comma-separated"]),
@@ -215,7 +201,7 @@ def test_bad_experiments(
     write_toml(tmp_path / "typo.toml", limit=None, limits=6)
     write_toml(tmp_path / "shows.toml", shows=["table1", "figl"])
     write_toml(tmp_path / "words.toml", limit="many")
-    write_toml(tmp_path / "untrained.toml", methods=["sit"])
+    write_toml(tmp_path / "untrained.toml", methods=["sit"], k=None, budgets=[0.7])
     (tmp_path / "torn.toml").write_text("k = [0, 10")
     (tmp_path / "file").write_text("x")
     before = contents(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import traceback
@@ -18,9 +17,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from torch.distributed.launcher.api import elastic_launch
+from torch.distributed.run import config_from_args, parse_args
 from toy_training import ALONE, FINISHED, TINY, Silent, curve_of, files_of, save_textures, task
 
 from tokenmerge_bench.checkpoints import CARD, WEIGHTS
+from tokenmerge_bench.cli import main
 from tokenmerge_bench.distributed import Team, open_team
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL
@@ -60,22 +62,46 @@ def team_of_two(tmp_path: Path, action: Callable[[Team], object]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
 
+def command_line(words: list[str], folder: Path) -> str | int:
+    """`tmbench` in a process of torchrun's, with what it says in files; its exit code."""
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
+    os.chdir(folder)
+    sys.argv = ["tmbench", *words]
+    with (folder / f"out{os.environ['RANK']}").open("w") as out, (folder / f"err{os.environ['RANK']}").open("w") as err:
+        sys.stdout, sys.stderr = out, err
+        try:
+            main()
+        except SystemExit as ended:  # always
+            return ended.code or 0
+    raise AssertionError("main does not return")
+
+
+def torchrun(words: list[str], folder: Path) -> list[str | int]:
+    """Two processes of torchrun's own launcher; they are copies of this one, which spares them what is imported."""
+    flags = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--nproc-per-node", "2"]
+    config = config_from_args(parse_args([*flags, "-m", "tokenmerge_bench", *words]))[0]
+    config.start_method = "fork"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of forks beside threads
+        codes: dict[int, str | int] = elastic_launch(config, command_line)(words, folder)
+    return list(codes.values())
+
+
 def test_two_processes_of_torchrun_train_as_one_does(tmp_path: Path) -> None:
     """From PNGs that worker processes decode, with a method attached, gradients in parts, and images held out."""
     data = save_textures(tmp_path / "data" / "train", 48, side=66).parent
     lines = [f'model = "{DEMO_MODEL}"', "epochs = 2", "micro_batch_size = 4", *(f"{k} = {v}" for k, v in PLAIN.items())]
     shape = ", ".join(f"{key} = {value}" for key, value in TINY.items())
     (tmp_path / "r.toml").write_text("\n".join([*lines, f"model_kwargs = {{ {shape} }}"]))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += ["-m", "tokenmerge_bench", "train", "--recipe", "r.toml", "--dataset", "data", "--out", "two"]
-    command += ["--method", "sit:layers=1/2", "--budget", "0.8", "--workers", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    words = ["train", "--recipe", "r.toml", "--dataset", "data", "--out", "two"]
+    words += ["--method", "sit:layers=1/2", "--budget", "0.8", "--workers", "1"]
+    assert torchrun(words, tmp_path) == [0, 0]
+    assert (tmp_path / "out0").read_text().splitlines() == [
         "weights two/weights.safetensors (moving average, last epoch; card.json says how they came)",
         "figure  two/curve.png (also svg)",
     ]
-    assert done.stderr.count("epoch 2/2") == 1
+    assert (tmp_path / "err0").read_text().count("epoch 2/2") == 1
+    assert (tmp_path / "out1").read_text() == (tmp_path / "err1").read_text() == ""
     one = task("sit:layers=1/2", micro_batch_size=4, **PLAIN)
     card = train(one, open_training_set(str(data)), tmp_path / "one", ALONE, reporter=Silent())
     two = json.loads((tmp_path / "two" / CARD).read_text())
@@ -169,6 +195,12 @@ def test_sums_and_unions_are_over_the_team(tmp_path: Path) -> None:
     assert team_of_two(tmp_path, each) == [0, 0]
     for rank in range(2):
         assert json.loads((tmp_path / f"found{rank}").read_text()) == [[2.0, 1.0], ["0", "1", "both"], 0]
+
+
+def test_one_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"cuda:1 is one GPU for 2 processes; under torchrun write --device cuda\."):
+        open_team("cuda:1")
 
 
 def test_alone_nothing_is_distributed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 from tokenmerge_bench import published
 from tokenmerge_bench.budgets import Solver
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.experiment import Experiment, available, load_experiment, shipped
+from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
 from tokenmerge_bench.models import DEMO_MODEL, build_model
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.products import figure_names, table_names
@@ -38,9 +38,7 @@ def test_the_demo_is_the_embedded_benchmark_with_all_training_free_methods() -> 
 def test_every_shipped_experiment_can_be_read(name: str) -> None:
     loaded = load_experiment(name)
     assert loaded.all_budgets()
-    methods, missing = available(loaded)
-    assert len(methods) + len(missing) == len(loaded.methods)
-    assert set(missing) <= {"sit", "sinkhorn", "patchmerger"}
+    assert len(loaded.all_methods()) == len(loaded.methods)
     assert loaded.title
     assert set(loaded.shows) <= {*figure_names(), *table_names()}
 
@@ -66,17 +64,11 @@ def test_schedules_of_merges_cost_the_same() -> None:
     assert max(costs) < 1.01 * min(costs)
 
 
-def test_methods_of_the_paper_that_are_not_here_yet_are_told_from_misspelt_ones(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(published, "methods", lambda: ["dhtm", "not_written"])
-    file.write_text(GOOD.replace('"dhtm"', '"dhtm", "not_written"') + "budgets = [0.7]\n")
-    methods, missing = available(load_experiment(str(file)))
-    assert ([spec.name for spec in methods], missing) == (["dhtm"], ["not_written"])
-    with pytest.raises(InputError, match="not_written cannot be run here yet"):
-        available(load_experiment(str(file), methods=["not_written"]))
-    with pytest.raises(InputError, match="not_writen"):
-        available(load_experiment(str(file), methods=["not_writen"]))
+def test_methods_come_in_order_and_once() -> None:
+    chosen = load_experiment("demo", methods=["tome", "dhtm:connectivity=8", "dhtm"])
+    assert [spec.label for spec in chosen.all_methods()] == ["tome", "dhtm"]
+    with pytest.raises(InputError, match="did you mean 'dhtm'"):
+        load_experiment("demo", methods=["dhmt"]).all_methods()
 
 
 def test_budgets_of_a_flag_leave_out_methods_of_the_file_that_cannot_follow() -> None:
@@ -87,8 +79,8 @@ def test_budgets_of_a_flag_leave_out_methods_of_the_file_that_cannot_follow() ->
 
 
 def test_the_layers_of_an_experiment_are_those_of_methods_that_name_none() -> None:
-    methods, _ = available(load_experiment("demo", methods=["dhtm", "dhtm:layers=all"], layers="2/4"))
-    assert [spec.layers for spec in methods] == [(2, 4), "all"]
+    chosen = load_experiment("demo", methods=["dhtm", "dhtm:layers=all"], layers="2/4")
+    assert [spec.layers for spec in chosen.all_methods()] == [(2, 4), "all"]
 
 
 def test_flags_win_over_the_file_and_none_leaves_it_alone(file: Path) -> None:

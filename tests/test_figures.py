@@ -247,6 +247,8 @@ def test_fig1_shows_the_unreduced_model_fine_tuned(tmp_path: Path) -> None:
     (star,) = lines(figure.axes[0])["unreduced, trained"]
     assert (star.get_marker(), star.get_fillstyle()) == ("*", "none")
     assert xy(star)[0][1] == 83
+    plain = lines(figure.axes[0])["unreduced"][0]
+    assert star.get_markersize() > plain.get_markersize() + 3  # seen around the other where training gains nothing
     assert "unreduced model" in legend(figure)["trained"]
 
 

@@ -121,7 +121,7 @@ def test_after_the_last_block_there_is_nothing_to_reduce() -> None:
 
 def test_a_block_that_the_model_lacks() -> None:
     with pytest.raises(
-        InputError, match="reduces at block 10 but the model has blocks 0 to 7; choose others with --layers"
+        InputError, match=r"reduces at block 10 but the model has blocks 0 to 7; choose others, such as .*:layers=1/2"
     ):
         parse_method("dhtm").blocks(8)
 

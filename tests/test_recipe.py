@@ -40,6 +40,11 @@ def test_overrides_replace_keys_and_nested_keys(tmp_path: Path) -> None:
     assert read_recipe(write(tmp_path / "r.toml", GOOD)).lr == 1e-3
 
 
+def test_what_a_recipe_sets_can_be_turned_off() -> None:
+    changed = read_recipe("tokenreduction_30ep", ["crop_scale=none", "auto_augment=none"])
+    assert (changed.crop_scale, changed.auto_augment) == (None, None)
+
+
 def test_the_learning_rate_follows_the_batch_if_it_is_meant_for_another() -> None:
     assert Recipe(epochs=1, batch_size=1024, lr=5e-4).peak_lr == 5e-4
     assert Recipe(epochs=1, batch_size=1024, lr=5e-4, lr_batch_size=512).peak_lr == 1e-3
@@ -56,6 +61,8 @@ def test_the_learning_rate_follows_the_batch_if_it_is_meant_for_another() -> Non
         (GOOD.replace("4", "5") + "mixup = 0.1\n", r"batch_size \(5\) must be even"),
         (GOOD + 'keep = "best"\n', "keep = best chooses by held-out images, and holdout is 0"),
         (GOOD + "model_kwargs = {num_classes = 3}\n", "must not set num_classes"),
+        (GOOD + "crop_scale = [1.0, 0.1]\n", r"crop_scale \[1\.0, 0\.1\] must be fractions"),
+        (GOOD + "seed = -1\n", "'seed': .* got -1"),
         (GOOD + "lr = \n", "no valid TOML"),
     ],
 )

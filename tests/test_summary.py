@@ -101,8 +101,8 @@ def test_what_is_shown_can_be_typed(values: list[int]) -> None:
     assert MergesPerLayer().parse(shown.removeprefix("k=")) == tuple(values)
 
 
-def shown(results: pd.DataFrame, model: str = "m") -> str:
-    console = Console(file=io.StringIO(), width=200)
+def shown(results: pd.DataFrame, model: str = "m", width: int = 200) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(results_table(results, model))
     output = console.file
     assert isinstance(output, io.StringIO)
@@ -118,6 +118,16 @@ def test_the_table_shows_the_loss_against_the_unreduced_model() -> None:
     (line,) = [line for line in text.splitlines() if "tome" in line]
     assert "failed" in line
     assert "nan" not in line
+
+
+def test_nothing_is_cut_off_where_a_terminal_is_narrow() -> None:
+    rows = [row("none", 60.0, budget="1"), row("none", 60.5, budget="1"), row("k_medoids", 57.5)]
+    narrow = table(*(one | {"trained": mark} for one, mark in zip(rows, ("no", "yes", "yes"), strict=True)))
+    text = shown(narrow.assign(knob="keep_rate=0.790816"), width=80)
+    assert max(map(len, text.splitlines())) == 80
+    assert "…" not in text
+    assert text.count("(trained)") == 2
+    assert "790816" in text
 
 
 def test_the_table_does_without_the_unreduced_model() -> None:

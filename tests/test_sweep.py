@@ -20,7 +20,7 @@ from jaxtyping import Float
 from sweeping import TINY, TINY_RGB, Recorder, contents, experiment, lasting, run, save_image
 from torch import Tensor
 
-from tokenmerge_bench import published, reducers
+from tokenmerge_bench import reducers
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.budgets import Budget, Solver, reduce_with
 from tokenmerge_bench.counting import count
@@ -238,18 +238,6 @@ def test_an_unreachable_point_is_a_row_with_its_reason(weights: Path, tmp_path: 
     assert rows["top1"].isna().tolist() == [False, True, False]
     assert rows.loc["dhtm", "status"] == "ok"
     assert result.failures == {}
-
-
-def test_methods_that_are_not_here_are_rows_with_their_reason(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(published, "methods", lambda: ["dhtm", "not_written"])
-    result = run(tmp_path / "out", weights, methods=["dhtm", "not_written"])
-    assert result.table["status"].tolist() == ["ok", "ok", "missing"]
-    row = result.table.to_dict("records")[-1]
-    assert (row["method"], row["reason"]) == ("not_written", "not here yet, it must be trained first")
-    assert pd.isna(row["top1"])
-    assert not result.failures
 
 
 def test_preprocessing_can_be_changed_and_is_recorded(

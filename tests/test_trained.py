@@ -23,9 +23,11 @@ from tokenmerge_bench.data import eval_transform, load_batch, subset
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.engine import attached
 from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.experiment import Experiment
+from tokenmerge_bench.models import DEMO_MODEL
 from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.store import read_results
-from tokenmerge_bench.sweep import SweepResult
+from tokenmerge_bench.sweep import SweepResult, run_sweep
 from tokenmerge_bench.tables import results_table
 from tokenmerge_bench.trained import Places
 from tokenmerge_bench.verdicts import judge
@@ -97,17 +99,17 @@ def test_trained_points_stand_beside_those_off_the_shelf(
     read = read_results(mixed.path)
     assert shown(read, "method", "options", "trained", "weights", "seed", "checkpoint", "budget") == [
         ["none", "", "no", weights.name, 0, "", "1"],
+        ["none", "", "yes", "control", 0, marks[3], "1"],
         ["dpc_knn", "", "no", weights.name, 0, "", "keep_rate=0.7"],
+        ["dpc_knn", "learned_weights=true", "yes", "weighted", 0, marks[2], "keep_rate=0.7"],
         ["sit", "", "yes", "sit0", 0, marks[0], "keep_rate=0.7"],
         ["sit", "", "yes", "sit1", 1, marks[1], "keep_rate=0.7"],
-        ["dpc_knn", "learned_weights=true", "yes", "weighted", 0, marks[2], "keep_rate=0.7"],
-        ["none", "", "yes", "control", 0, marks[3], "1"],
     ]
     assert set(read["status"]) == {"ok"}
     assert set(read["model"]) == {TINY}
     assert read["point"].is_unique
-    assert read["reduction"].tolist()[0] == read["reduction"].tolist()[-1] == 0
-    assert (read["reduction"][1:-1] > 0).all()
+    assert (read["reduction"][:2] == 0).all()
+    assert (read["reduction"][2:] > 0).all()
 
 
 def test_a_trained_point_is_its_own_weights_and_reducers(
@@ -116,7 +118,9 @@ def test_a_trained_point_is_its_own_weights_and_reducers(
     """Each is worked out once more, without the sweep."""
     images = open_dataset("demo")
     chosen = subset(images, 6, 0)
-    for checkpoint, row in zip(several, mixed.table.to_dict("records")[2:], strict=True):
+    rows = {row["checkpoint"]: row for row in mixed.table.to_dict("records")}
+    for checkpoint in several:
+        row = rows[checkpoint.card.fingerprint]
         loaded, reducers = checkpoint.load(TINY, device=torch.device("cpu"))
         methods = [] if checkpoint.method is None else [checkpoint.method]
         (place,) = Places(loaded.model, methods, [Budget("keep_rate", "0.7")]).of(checkpoint)
@@ -163,8 +167,8 @@ def test_trained_methods_are_compared(results: Results, a: str, b: str) -> None:
 
 def test_the_provenance_has_the_cards(mixed: SweepResult, several: list[Checkpoint]) -> None:
     origin = json.loads((mixed.path / "provenance.json").read_text())
-    assert [held["name"] for held in origin["checkpoints"]] == ["sit0", "sit1", "weighted", "control"]
-    for held, checkpoint in zip(origin["checkpoints"], several, strict=True):
+    assert [held["name"] for held in origin["checkpoints"]] == ["control", "weighted", "sit0", "sit1"]
+    for held, checkpoint in zip(origin["checkpoints"], [several[i] for i in (3, 2, 0, 1)], strict=True):
         assert held["card"] == checkpoint.card.model_dump(mode="json")
         assert held["fingerprint"] == checkpoint.card.fingerprint
         assert held["model"] == TINY
@@ -244,6 +248,19 @@ def test_what_must_be_trained_first_is_missing(weights: Path, save: Save, tmp_pa
     assert summary.loc[summary["method"] == "sit", "budget"].tolist() == ["keep_rate=0.7", "keep_rate=0.5"]
 
 
+def test_budgets_and_methods_stay_in_the_order_they_were_asked_for(weights: Path, save: Save, tmp_path: Path) -> None:
+    """Whatever was trained, and in whichever order checkpoints were given."""
+    given = [save("b", "patchmerger", "0.5"), save("a")]
+    asked: dict[str, Any] = {"methods": ["sit", "patchmerger"], "keep_rate": ["0.7", "0.5"]}
+    result = run(tmp_path / "out", weights, checkpoints=given, **asked)
+    assert shown(result.table, "method", "budget", "status")[1:] == [
+        ["patchmerger", "keep_rate=0.7", "missing"],
+        ["sit", "keep_rate=0.7", "ok"],
+        ["sit", "keep_rate=0.5", "missing"],
+        ["patchmerger", "keep_rate=0.5", "ok"],
+    ]
+
+
 def test_without_any_checkpoint_there_is_nothing_to_run(tmbench: Command, weights: Path, tmp_path: Path) -> None:
     asked = ("--models", TINY, "--weights", weights, "--methods", "sit,sinkhorn", "--keep-rate", "0.7", "--limit", 2)
     before = contents(tmp_path)
@@ -286,10 +303,18 @@ def test_shipped_checkpoints(weights: Path, save: Save, tmp_path: Path, monkeypa
     plain = run(tmp_path / "plain", weights, **MIXED).table
     assert shown(plain, "weights")[2:] == [["embedded:sit-0.7"]]
     everything = run(tmp_path / "all", weights, trained=True, **MIXED).table
-    # In the order of their files.
-    assert shown(everything, "weights")[2:] == [["embedded:dpc_knn-0.7"], ["embedded:none-1"], ["embedded:sit-0.7"]]
+    own_weights = [weights.name]
+    assert shown(everything, "weights") == [
+        own_weights, ["embedded:none-1"], own_weights, ["embedded:dpc_knn-0.7"], ["embedded:sit-0.7"]
+    ]  # fmt: skip
     mine = run(tmp_path / "mine", weights, checkpoints=[save("mine", seed=3)], **MIXED).table
     assert shown(mine, "weights", "seed")[2:] == [["mine", 3]]
+
+
+def test_shipped_checkpoints_are_found_under_timms_tag_too(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"models": [f"{DEMO_MODEL}.fashion_mnist"], "methods": ["sit"], "budgets": [0.7]}
+    found = run_sweep(Experiment(dataset="demo", limit=2, **asked), out=tmp_path / "out", reporter=Recorder()).table
+    assert shown(found, "model", "weights", "status")[1:] == [[asked["models"][0], "embedded:sit-0.7", "ok"]]
 
 
 def test_shipped_checkpoints_are_not_for_other_weights(
@@ -297,7 +322,10 @@ def test_shipped_checkpoints_are_not_for_other_weights(
 ) -> None:
     own = {"label": "tiny.safetensors", "fingerprint": fingerprint_of(weights)}
     ship(tmp_path / "shipped", save("sit-0.7", initial=own), monkeypatch=monkeypatch)
-    assert run(tmp_path / "out", other_weights, trained=True, **MIXED).table["status"].tolist()[-1] == "missing"
+    told = Recorder()
+    assert run(tmp_path / "out", other_weights, told, trained=True, **MIXED).table["status"].tolist()[-1] == "missing"
+    (note,) = told.notes
+    assert note.startswith(f"no trained checkpoint that ships with the package fits these methods, budgets and {TINY}")
 
 
 # --- flags ------------------------------------------------------------------------------------------------------------
@@ -316,7 +344,7 @@ def test_checkpoints_as_they_are_typed(tmbench: Command, weights: Path, save: Sa
     assert "sit (trained)" in done.out
     assert "unreduced (trained)" in done.out
     table = read_results(tmp_path / "out")
-    assert shown(table, "weights") == [["tiny.safetensors"], ["tiny.safetensors"], ["mine"], ["control"]]
+    assert shown(table, "weights") == [["tiny.safetensors"], ["control"], ["tiny.safetensors"], ["mine"]]
 
 
 @pytest.mark.usefixtures("quick_figures")
@@ -407,8 +435,10 @@ def test_methods_are_listed_with_what_is_trained_of_them(
 ) -> None:
     ship(tmp_path / "shipped", save("tome-0.7", "dpc_knn", model="deit_micro_patch2_28"), monkeypatch=monkeypatch)
     listed = tmbench("list", "methods").out
+    assert "patchmerger" in listed  # which is as long as a name gets
+    assert "--keep-rate" in listed
     assert listed.count("must be trained") == 3
-    assert "embedded:tome-0.7 at keep_rate=0.7" in listed
+    assert "shipped: keep_rate=0.7" in listed
 
 
 def test_profiles_take_no_checkpoints(tmbench: Command, save: Save) -> None:

@@ -90,6 +90,19 @@ def test_the_training_split_is_found_by_its_synonyms(tmp_path: Path, name: str) 
         assert (images.name, images.classes) == (name, 2)
 
 
+def test_a_development_kit_beside_the_splits_is_no_split(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        own_classes(tmp_path / part, ["ants", "bees"])
+    (tmp_path / "devkit" / "data").mkdir(parents=True)
+    assert open_training_set(str(tmp_path)).classes == 2
+
+
+def test_images_of_one_class_are_refused(tmp_path: Path) -> None:
+    own_classes(tmp_path / "train", ["ants"])
+    with pytest.raises(InputError, match="has images of one class, and nothing to tell apart"):
+        open_training_set(str(tmp_path / "train"))
+
+
 def test_splits_without_a_training_one_are_not_trained_on(tmp_path: Path) -> None:
     own_classes(tmp_path / "val")
     with pytest.raises(InputError, match=r"holds val but no training images: put them in a folder train/"):
@@ -117,8 +130,9 @@ def test_splits_whose_classes_differ_are_refused(
 ) -> None:
     own_classes(tmp_path / "train", train)
     own_classes(tmp_path / "val", val)
-    with pytest.raises(InputError, match=message):
-        open_training_set(str(tmp_path))
+    for given in (tmp_path, tmp_path / "train"):
+        with pytest.raises(InputError, match=message):
+            open_training_set(str(given))
 
 
 def test_a_validation_split_without_some_classes_of_imagenet_is_no_mistake(tmp_path: Path) -> None:
@@ -257,6 +271,12 @@ def test_training_crops_where_evaluation_does() -> None:
     assert middle == 14
 
 
+def test_color_images_are_turned_grey_for_a_model_of_one_channel() -> None:
+    grey = marked()
+    color = ArrayImages.of("color", np.repeat(grey.pixels[..., None], 3, 3), grey.labels, grey.classes)
+    assert pixels(source(color)).equal(pixels(source(grey)))
+
+
 # --- images that cannot be decoded ------------------------------------------------------------------------------------
 
 
@@ -278,6 +298,17 @@ def test_in_the_place_of_an_unreadable_image_stands_another_of_the_batch(tmp_pat
     assert len(micro.pixels.flatten(1).unique(dim=0)) == 15
     assert micro.pixels.flatten(1).std(1).min() > 5  # no blank one among them
     assert int((micro.labels < 0).sum()) == 0
+
+
+def test_no_batch_is_made_of_held_out_images_that_cannot_be_decoded(tmp_path: Path) -> None:
+    root = save_textures(tmp_path / "train", 24, LARGE)
+    images = open_training_set(str(root))
+    held = source(images, batch_size=8, micro_batch_size=2, holdout=8)
+    broken = [images.paths[index] for index in held.split.holdout[2:5]]
+    for path in broken:
+        (root / path).write_bytes(b"no image")
+    assert [len(micro.labels) for micro in held.holdout()] == [2, 1, 2]
+    assert held.unreadable == set(broken)
 
 
 def test_files_of_which_none_can_be_decoded_are_refused(tmp_path: Path) -> None:

@@ -90,9 +90,14 @@ def results_table(results: pd.DataFrame, model: str) -> Table:
     first = results[results["model"] == model].iloc[0]
     n = rows["n_images"].max()
     images = "no images" if pd.isna(n) else f"{int(n):,} images"
-    table = Table(title=f"{model} ({first['weights']}) on {first['dataset']}, {images}", title_justify="left")
-    for heading in ("method", "budget", "setting", "GFLOPs", "saved", "top-1 %", "95 % interval", "lost"):
-        table.add_column(heading, justify="left" if heading in ("method", "budget", "setting") else "right")
+    title = f"{model} ({first['weights']}) on {first['dataset']}, {images}"
+    table = Table(title=title, title_justify="left", collapse_padding=True)
+    # In 80 columns there is room for names and settings in two lines if numbers stay in one.
+    table.add_column("method", overflow="fold")
+    for heading in ("budget", "setting", "GFLOPs", "saved", "top-1 %", "95 % interval", "lost"):
+        named = heading in ("budget", "setting")
+        wrapped = heading in ("setting", "top-1 %", "95 % interval")
+        table.add_column(heading, justify="left" if named else "right", no_wrap=not wrapped, overflow="fold")
     off_the_shelf = (rows["method"] == UNREDUCED) & (rows["trained"] == "no") & (rows["status"] == "ok")
     unreduced = rows.loc[off_the_shelf, "top1"]
     baseline = float(unreduced.iloc[0]) if len(unreduced) else None

@@ -78,11 +78,13 @@ def open_team(device: str) -> Team:
     """The team that `torchrun` says this process is part of; `device` is cpu, or cuda, of which each takes one.
 
     Raises:
-        InputError: for a device that is not there, or more processes than GPUs.
+        InputError: for a device that is not there, more processes than GPUs, or one GPU for several processes.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if size == 1:
         return Team(open_device(device))
+    if device.startswith("cuda:"):
+        raise InputError(f"--device {device} is one GPU for {size} processes; under torchrun write --device cuda.")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     own = open_device(f"cuda:{local}" if device == "cuda" else device)
     if own.type == "cuda":

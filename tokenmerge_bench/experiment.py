@@ -116,7 +116,8 @@ def _that_follow(experiment: Experiment) -> list[str]:
     following = [text for text in experiment.methods if parse_method(text).build().knob.name == kind]
     if not following:
         raise InputError(
-            f"none of {', '.join(experiment.methods)} takes --{kind.replace('_', '-')}; name methods that do with --methods."
+            f"none of {', '.join(experiment.methods)} takes --{kind.replace('_', '-')}; name methods that do with "
+            "--methods."
         )
     return following
 

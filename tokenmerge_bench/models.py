@@ -236,11 +236,13 @@ def _check_patches(name: str, model: nn.Module) -> None:
 def data_config(model: nn.Module) -> dict[str, Any]:
     """timm's data config of a model: `input_size` (C, H, W), `mean`, `std`, `crop_pct` and the rest.
 
-    The input size is the one that the model was built for, where timm tells that of its weights.
+    Channels and size are those that the model was built for, where timm tells those of its weights.
     """
     config = dict(resolve_model_data_config(model))
-    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    return {**config, "input_size": (config["input_size"][0], *size)} if size else config
+    embed = getattr(model, "patch_embed", None)
+    size = getattr(embed, "img_size", None)
+    channels = getattr(getattr(embed, "proj", None), "in_channels", config["input_size"][0])
+    return {**config, "input_size": (channels, *(size or config["input_size"][1:]))}
 
 
 def fingerprint(model: nn.Module) -> str:

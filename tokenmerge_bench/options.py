@@ -72,8 +72,8 @@ class MethodSpec:
             if reducer.site == "post":
                 where += ", and nothing follows the last one"
             raise InputError(
-                f"{self.label} reduces at block {max(blocks)} but the model {where}; choose others with "
-                "--layers, such as --layers 2/4/6 or --layers all."
+                f"{self.label} reduces at block {max(blocks)} but the model {where}; choose others, "
+                f"such as {self.name}:layers=1/2 or {self.name}:layers=all."
             )
         return blocks
 

@@ -33,7 +33,7 @@ class Recipe(pydantic.BaseModel):
     model: str = ""  # timm's name, unless --model gives another; num_classes comes from the data
     model_kwargs: dict[str, Any] = {}
     init: Literal["scratch", "pretrained"] = "scratch"  # pretrained: --weights, or what the package or the hub has
-    seed: int = 0
+    seed: int = pydantic.Field(default=0, ge=0, lt=2**32)
     epochs: int = pydantic.Field(ge=1)
     batch_size: int = pydantic.Field(ge=2)  # images per update, over all processes
     micro_batch_size: int = pydantic.Field(default=0, ge=0)  # most images at a time in a process; 0: its whole share
@@ -51,9 +51,9 @@ class Recipe(pydantic.BaseModel):
 
     pad: int = pydantic.Field(default=0, ge=0)  # zero-pad by so many pixels, crop back at random
     hflip: float = pydantic.Field(default=0.0, ge=0, le=1)
-    crop_scale: tuple[float, float] | None = None  # area range of a random resized crop
+    crop_scale: tuple[float, float] | None = None  # area range of a random resized crop; none: no such crop
     color_jitter: float = pydantic.Field(default=0.0, ge=0)  # timm's, which auto_augment replaces
-    auto_augment: str | None = None  # timm's policy string, such as rand-m9-mstd0.5
+    auto_augment: str | None = None  # timm's policy, such as rand-m9-mstd0.5, or none
     rand_augment: int = pydantic.Field(default=0, ge=0, le=30)  # torchvision's magnitude, 32 images at a time alike
     repeats: int = pydantic.Field(default=1, ge=1)  # views of an image in one epoch of as many images (repeated aug.)
     erasing: float = pydantic.Field(default=0.0, ge=0, le=1)
@@ -71,6 +71,13 @@ class Recipe(pydantic.BaseModel):
 
     amp: Literal["none", "bfloat16"] = "none"  # autocast on CUDA; the CPU always computes in float32
     compile: Literal["none", "default", "reduce-overhead"] = "none"  # torch.compile's mode on CUDA; never on the CPU
+    # nor with distillation. A model with a method, and batches in parts, take `default` for `reduce-overhead`.
+
+    @pydantic.field_validator("crop_scale", "auto_augment", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        """TOML has no way to write None, with which a recipe's value is overridden."""
+        return None if value == "none" else value
 
     @pydantic.model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -78,6 +85,8 @@ class Recipe(pydantic.BaseModel):
             raise ValueError(f"warmup_epochs ({self.warmup_epochs}) must be less than epochs ({self.epochs})")
         if self.mixes and self.batch_size % 2:
             raise ValueError(f"batch_size ({self.batch_size}) must be even for mixup or cutmix")
+        if self.crop_scale is not None and not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {list(self.crop_scale)} must be fractions of the area, the smaller one first")
         if self.keep == "best" and not self.holdout:
             raise ValueError("keep = best chooses by held-out images, and holdout is 0")
         taken = {"num_classes", "drop_path_rate"} & set(self.model_kwargs)

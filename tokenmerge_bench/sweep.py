@@ -405,7 +405,8 @@ class _Loader:
     ) -> list[_Job]:
         """A model off the shelf, and then each checkpoint of it that has a place in the sweep."""
         experiment = self.experiment
-        shipped = [checkpoint for checkpoint in shipped_checkpoints(own.name) if checkpoint.began_with(own.fingerprint)]
+        of_model = shipped_checkpoints(own.name.partition(".")[0])  # whose cards leave timm's tag away
+        shipped = [checkpoint for checkpoint in of_model if checkpoint.began_with(own.fingerprint)]
         places = Places(own.model, methods, budgets).all(given, shipped, experiment.trained)
         filled = [(place.asked, place.budget) for place in places if place.asked is not None]
         points = plan(own, methods, budgets, experiment.seeds, experiment.seed, filled, untrained=experiment.untrained)

@@ -83,6 +83,7 @@ def table2(results: Results) -> pd.DataFrame:
     """
     _require("table2", results)
     summary = results.summary
+    # Methods that a folder of an earlier version could not run at any budget.
     nowhere = (summary["status"] == "missing") & (summary["budget"].fillna("") == "")
     control = (summary["method"] == UNREDUCED) & (summary["trained"] == "yes")
     at_budget = summary[(summary["budget"] == TABLE2_BUDGET) | nowhere | control]

@@ -7,6 +7,7 @@ test set: the weights kept are the last epoch's, or the best ones on images held
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import random
@@ -25,6 +26,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
+from timm.data.transforms_factory import create_transform
 from timm.optim import create_optimizer_v2, list_optimizers, param_groups_weight_decay
 from timm.scheduler import create_scheduler_v2
 from timm.utils.model_ema import ModelEmaV3
@@ -49,9 +51,9 @@ from tokenmerge_bench.models import build_model, data_config, load_model
 from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.provenance import hardware_name, version
 from tokenmerge_bench.recipe import Recipe
-from tokenmerge_bench.store import Folder, write_text
+from tokenmerge_bench.store import Folder, write_bytes, write_text
 from tokenmerge_bench.student import Student
-from tokenmerge_bench.training_images import Micro, Source, divide, mixed_seed, open_source
+from tokenmerge_bench.training_images import Micro, Source, divide, micro_batch, mixed_seed, open_source
 from tokenmerge_bench.trie import is_out_of_memory
 
 __all__ = ["Task", "train"]
@@ -86,6 +88,12 @@ class Task:
                 f"--weights {self.weights} would not be used, as the recipe trains from scratch: leave it out, or "
                 "--set init=pretrained."
             )
+        if self.recipe.distills and self.recipe.init == "scratch":
+            raise InputError(
+                "distillation learns from the weights that training begins with, and the recipe trains from scratch: "
+                "--set init=pretrained, or set distill_* to 0."
+            )
+        _check_names(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,7 @@ def train(
     recipe = task.recipe
     _seed_all(recipe.seed)
     split = divide(images, recipe)
+    micro_batch(recipe, team)  # what is refused is refused before --fresh clears the folder
     start = _start(task, images, team)
     with _opened(task, start, images, out, team, fresh) as held:
         done = team.first(lambda: _finished(out))
@@ -168,6 +177,20 @@ def train(
         return team.first(lambda: _finish(task, start, images, trainer, source, rows, time.perf_counter() - began, out))
 
 
+def _check_names(recipe: Recipe) -> None:
+    """Raises InputError for names of timm's that it does not know, or that cannot be used here."""
+    optimizer = _optimizer(recipe, [nn.Parameter(torch.zeros(2, 2))])
+    if getattr(optimizer, "is_second_order", False):
+        raise InputError(f"optimizer '{recipe.opt}' needs second derivatives, which are not computed; take another opt")
+    try:
+        create_transform(8, is_training=True, auto_augment=recipe.auto_augment)
+    except Exception as error:  # of a policy that it cannot read, timm asserts one thing or another
+        raise InputError(
+            f"timm has no auto_augment '{recipe.auto_augment}': write it as rand-m9-mstd0.5-inc1, augmix-m3, original "
+            "or none"
+        ) from error
+
+
 def _seed_all(*parts: int) -> None:
     for seed in (random.seed, np.random.seed, torch.manual_seed):
         seed(mixed_seed(*parts))
@@ -183,6 +206,12 @@ def _start(task: Task, images: ImageSet, team: Team) -> _Start:
         loaded = load_model(recipe.model, _weights_file(task), device=torch.device("cpu"), model_kwargs=kwargs)
         backbone, initial = loaded.model, {"weights": loaded.weights, "fingerprint": loaded.fingerprint}
         if backbone.num_classes != images.classes:
+            if recipe.distill_logits:
+                raise InputError(
+                    f"the weights to begin with know {backbone.num_classes} classes and '{images.name}' has "
+                    f"{images.classes}, so that their logits teach nothing: --set distill_logits=0, or fine-tune the "
+                    "unreduced model first."
+                )
             backbone.reset_classifier(images.classes)  # type: ignore[operator]
     solver = Solver(backbone)
     if task.method is None or task.budget is None:
@@ -275,7 +304,8 @@ class _Trainer:
         self._parameters = list(self.student.parameters())
         self._wrapped = team.wrapped(self.student)
         self._forward: Callable[..., tuple[Tensor, Tensor | None]] = self._compiled()
-        self.optimizer = _optimizer(recipe, self.student, team.device)
+        fused: dict[str, Any] = {"fused": True} if team.device.type == "cuda" and recipe.opt == "adamw" else {}
+        self.optimizer = _optimizer(recipe, _groups(recipe, self.student), **fused)
         self._scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",
@@ -297,7 +327,10 @@ class _Trainer:
         if len(self.student.reducers):
             self.student.compile_halves()
             return self._wrapped
-        compiled: Callable[..., Any] = torch.compile(self._wrapped, mode=self.recipe.compile)
+        # CUDA graphs write the gradients of a part where those of the part before lie, and the sum is lost.
+        in_parts = micro_batch(self.recipe, self.team) * self.team.size < self.recipe.batch_size
+        mode = "default" if in_parts else self.recipe.compile
+        compiled: Callable[..., Any] = torch.compile(self._wrapped, mode=mode)
         return compiled
 
     @property
@@ -389,9 +422,9 @@ class _Trainer:
             "seconds": seconds,
             "unreadable": list(unreadable),
         }
-        temporary = path.with_name(f".{path.name}.tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        content = io.BytesIO()  # of a full disk, torch.save says something about its own insides
+        torch.save(state, content)
+        write_bytes(path, content.getvalue())
 
     def resume(self, path: Path) -> tuple[list[CurveRow], float, list[str]]:
         """Takes up what `save` wrote; the learning curve so far, the seconds that it took, and unreadable images."""
@@ -432,20 +465,26 @@ def _move(averages: Sequence[Tensor], values: Sequence[Tensor], weight: float) -
             average.copy_(value)
 
 
-def _optimizer(recipe: Recipe, student: Student, device: torch.device) -> torch.optim.Optimizer:
-    fused: dict[str, Any] = {"fused": True} if device.type == "cuda" and recipe.opt == "adamw" else {}
+def _groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
+    """The parameters: with weight decay, without it, and at another learning rate what only training needs."""
     inference = nn.ModuleDict({"backbone": student.backbone, "reducers": student.reducers})
-    groups = param_groups_weight_decay(
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
         inference, recipe.weight_decay, no_weight_decay_list=tuple(student.no_weight_decay())
     )
     if student.recalibration is not None:
         alone = param_groups_weight_decay(student.recalibration, recipe.weight_decay)
         groups += [{**group, "lr_scale": recipe.distill_lr_scale} for group in alone]
+    return groups
+
+
+def _optimizer(recipe: Recipe, parameters: Sequence[Any], **options: Any) -> torch.optim.Optimizer:
     try:
-        optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, opt=recipe.opt, lr=recipe.peak_lr, **fused)
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(parameters, recipe.opt, recipe.peak_lr, **options)
     except ValueError as error:
         known = nearest(recipe.opt, [str(name) for name in list_optimizers()])
         raise InputError(f"timm has no optimizer '{recipe.opt}'{known}; correct the recipe's opt") from error
+    except (AssertionError, ImportError) as error:
+        raise InputError(f"optimizer '{recipe.opt}' cannot be used here ({error}); take another opt") from error
     return optimizer
 
 
@@ -474,13 +513,19 @@ def _epochs(trainer: _Trainer, source: Source, out: Path, done: int, reporter: R
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            raise InputError(
-                f"{source.micro} images at a time do not fit into the memory of {trainer.team.device}: give the same "
-                f"command with --set micro_batch_size={max(1, source.micro // 2)}, it goes on after epoch {epoch - 1}"
-            ) from error
+            raise InputError(_too_large(source, trainer.team.device, epoch)) from error
         row = CurveRow(epoch, lr, loss, plain, averaged, time.perf_counter() - began)
         trainer.weigh(row)
         yield row
+
+
+def _too_large(source: Source, device: torch.device, epoch: int) -> str:
+    if source.micro <= (2 if source.recipe.mixes else 1):
+        return f"not even a batch of {source.micro} fits into the memory of {device}: take a smaller model"
+    return (
+        f"{source.micro} images at a time do not fit into the memory of {device}: give the same command with --set "
+        f"micro_batch_size={source.micro // 2}, it goes on after epoch {epoch - 1}"
+    )
 
 
 def _epoch(trainer: _Trainer, source: Source, epoch: int, out: Path, reporter: Reporter) -> float:

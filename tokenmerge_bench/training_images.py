@@ -39,9 +39,9 @@ from tokenmerge_bench.datasets import class_folders, split_folders
 from tokenmerge_bench.distributed import Team
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.recipe import Recipe
-from tokenmerge_bench.splits import TRAINING
+from tokenmerge_bench.splits import SPLITS, TRAINING
 
-__all__ = ["Micro", "Source", "Split", "divide", "mixed_seed", "open_source", "open_training_set"]
+__all__ = ["Micro", "Source", "Split", "divide", "micro_batch", "mixed_seed", "open_source", "open_training_set"]
 
 _SMALL = 64
 """Images of at most so many pixels a side are decoded once and kept in memory."""
@@ -63,8 +63,15 @@ def open_training_set(spec: str) -> ImageSet:
 
     The folder `train/` itself may be given too. Raises InputError for `demo`, which is a test set, for a folder that is
     not divided into splits, so that it might be one, for splits without a training one or with other classes
-    than it, and as `fashion_mnist_train` and `open_dataset` do.
+    than it, for images of one class, and as `fashion_mnist_train` and `open_dataset` do.
     """
+    images = _open_training_set(spec)
+    if images.classes < 2:
+        raise InputError(f"'{spec}' has images of one class, and nothing to tell apart: give class folders, one each")
+    return images
+
+
+def _open_training_set(spec: str) -> ImageSet:
     if spec == "demo":
         raise InputError("'demo' is a test set and must not be trained on: give a folder of training images")
     root = Path(spec).expanduser()
@@ -79,18 +86,20 @@ def open_training_set(spec: str) -> ImageSet:
                 f"'{spec}' is not divided into train/ and val/, so that it might be a test set: put the images to "
                 "train on into a folder train/ and give it or the folder around it"
             )
+        around = root.resolve().parent
+        _check_classes(around, root.resolve().name, split_folders(around))
         return open_dataset(spec)
     training = next((name for name in TRAINING if name in splits), None)
     if training is None:
         raise InputError(f"'{spec}' holds {', '.join(splits)} but no training images: put them in a folder train/")
-    _check_classes(root, training, [name for name in splits if name != training])
+    _check_classes(root, training, splits)
     return open_dataset(spec, split="train")
 
 
-def _check_classes(root: Path, training: str, others: list[str]) -> None:
+def _check_classes(root: Path, training: str, folders: list[str]) -> None:
     """Labels are positions among the class folders, so all splits must have the same."""
     known = class_folders(root / training)
-    for name in others:
+    for name in SPLITS.intersection(folders) - {training}:
         here = class_folders(root / name)
         odd = sorted(set(here) ^ set(known))
         if here and odd:
@@ -146,7 +155,7 @@ class Source(ABC):
                 f"only {len(split.train)} images of '{images.name}' to train on can be decoded, which is less than one "
                 f"batch of {recipe.batch_size}: check the files, or lower batch_size"
             )
-        self.micro = _micro_batch(recipe, team)
+        self.micro = micro_batch(recipe, team)
         self.unreadable: set[str] = set()
         self._generator = torch.Generator(team.device)
         self._augment = Augment(
@@ -189,7 +198,7 @@ class Source(ABC):
         return held
 
 
-def _micro_batch(recipe: Recipe, team: Team) -> int:
+def micro_batch(recipe: Recipe, team: Team) -> int:
     """The largest equal part of a process's share of a batch that the recipe allows; even where images are mixed."""
     share, rest = divmod(recipe.batch_size, team.size)
     most = recipe.micro_batch_size or share
@@ -212,7 +221,7 @@ def open_source(
     if not isinstance(images, ArrayImages):
         images, split, unreadable = _in_memory(images, split, config["input_size"][0], workers)
     source: Source
-    if isinstance(images, ArrayImages) and _as_it_is(recipe) and images.pixels.shape[1:3] == _canvas(config):
+    if isinstance(images, ArrayImages) and _as_it_is(recipe) and _fits(images, config):
         source = _FromMemory(images, split, recipe, config, team)
     else:
         source = _FromWorkers(images, split, recipe, config, team, workers)
@@ -222,6 +231,12 @@ def open_source(
 
 def _as_it_is(recipe: Recipe) -> bool:
     return recipe.crop_scale is None and recipe.auto_augment is None and not recipe.color_jitter
+
+
+def _fits(images: ArrayImages, config: Mapping[str, Any]) -> bool:
+    """Whether images are of the size and the channels that are augmented."""
+    channels = images.pixels.shape[3] if images.pixels.ndim == 4 else 1
+    return (channels, *images.pixels.shape[1:3]) == (config["input_size"][0], *_canvas(config))
 
 
 def _canvas(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -446,5 +461,7 @@ class _FromWorkers(Source):
             return
         for batch in iter_batches(self.images, held, transform, self.micro, self._workers):
             self.unreadable.update(batch.unreadable)
+            if not len(batch.labels):  # none can be decoded, and not every method takes an empty batch
+                continue
             parts = (batch.pixels, torch.from_numpy(batch.labels), torch.from_numpy(batch.ids))
             yield Micro(*(part.to(self.team.device) for part in parts))
