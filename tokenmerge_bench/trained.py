@@ -93,13 +93,15 @@ class Places:
         _refuse_twice(wanted)
         replaced = {place.setting for place in wanted}
         for checkpoint in shipped:
-            wanted += [
-                place
-                for place in self.of(checkpoint)
-                if place.setting not in replaced
-                and (every_method or (place.asked is not None and place.asked.build().learned))
-            ]
+            if every_method or self._learns(checkpoint):  # asked first: to find the cells takes solving their budgets
+                wanted += [place for place in self.of(checkpoint) if place.setting not in replaced]
         return sorted(wanted, key=self._turn)  # files are read by name, and are shown as methods were asked for
+
+    def _learns(self, checkpoint: Checkpoint) -> bool:
+        """Whether the sweep's method beside which a checkpoint stands cannot do without one."""
+        method = checkpoint.method
+        asked = None if method is None else asked_for(method, self._methods)
+        return asked is not None and asked.build().learned
 
     def _turn(self, place: Place) -> int:
         return -1 if place.asked is None else self._methods.index(place.asked)
