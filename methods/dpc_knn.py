@@ -19,6 +19,7 @@ from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.distances import pairwise_distances
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.knobs import KeepRate
+from tokenmerge_bench.precise import linear
 from tokenmerge_bench.randomness import uniforms
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
@@ -126,9 +127,7 @@ class DpcKnn(TokenReducer):
         return [HardAssignment(join(distance, ranking[:, :m]), m, weights, eps=1e-6) for m in n_outs]
 
     def _weights(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N"]:
-        # In the precision of x, whatever the model's.
-        weight, bias = self.score.weight.to(x.dtype), self.score.bias.to(x.dtype)
-        return nn.functional.linear(x, weight, bias).squeeze(-1).exp()
+        return linear(self.score, x).squeeze(-1).exp()
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """N^2 C for distances, N k + N^2 for densities and separations, N C for the means (N C for the scores)."""

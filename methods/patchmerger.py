@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from tokenmerge_bench.assignment import Assignment, SoftAssignment
 from tokenmerge_bench.knobs import KeepRate
+from tokenmerge_bench.precise import layer_norm
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
@@ -73,9 +73,7 @@ class PatchMerger(TokenReducer):
 
     def _normed(self, features: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
         # In float32 or better, whatever the model's precision.
-        x = features.to(torch.promote_types(features.dtype, torch.float32))
-        norm = self.norm
-        return F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
+        return layer_norm(self.norm, features.to(torch.promote_types(features.dtype, torch.float32)))
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """5 N C for the LayerNorm, counted once for scores and values; 2 N M C for the scores and the gathering."""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from tokenmerge_bench.assignment import Assignment, SoftAssignment
 from tokenmerge_bench.knobs import KeepRate
+from tokenmerge_bench.precise import layer_norm, linear
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.tokens import Tokens
 
@@ -55,16 +56,9 @@ class Sit(TokenReducer):
         return SoftAssignment(slimming_weights(self._logits(x), self.scale.to(x.dtype)))
 
     def _logits(self, x: Float[Tensor, "B N C"]) -> Float[Tensor, "B N M"]:
-        # In the precision of x, whatever the model's.
-        norm = self.norm
-        z = F.layer_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.bias.to(x.dtype), norm.eps)
-        return _linear(self.logits, F.gelu(_linear(self.hidden, z)))
+        return linear(self.logits, F.gelu(linear(self.hidden, layer_norm(self.norm, x))))
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
         """5 N C for the LayerNorm, N C (C/2) and N (C/2) M for the MLP, N M C for the mixing."""
         hidden = width // 2
         return 5 * n_in * width + n_in * width * hidden + n_in * hidden * n_out + n_in * n_out * width
-
-
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(x, layer.weight.to(x.dtype), layer.bias.to(x.dtype))
