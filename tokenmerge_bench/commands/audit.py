@@ -1,0 +1,49 @@
+"""`tmbench audit`: the DHTM paper checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenmerge_bench.commands.sweep import run_experiment
+from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.flags import Comparison, Folders, Images, Running, given_flags
+
+
+def audit(
+    images: Images,
+    running: Running,
+    results: Folders = None,
+    models: Annotated[str | None, typer.Option(help="timm models to run the ablations on, comma-separated.")] = None,
+) -> None:
+    """Check the DHTM paper: its FLOPs under every reading, its arithmetic, and the losses of ablations it leaves open.
+
+    Takes results folders of the experiments `placement` and `averaging_attention`, or runs both on --models and
+    --dataset into --out first. Folders of the same images at several --crop-pct are averaged too. Writes
+    reproduction.md, its tables and figures to --out (by default audit/).
+
+    [bold]tmbench audit[/bold]
+    [bold]tmbench audit results/placement results/averaging_attention[/bold]
+    [bold]tmbench audit --models deit_tiny_patch16_224 --dataset imagenet/val --device cuda --out audit/tiny[/bold]
+    """
+    from tokenmerge_bench.audit import audit as check
+    from tokenmerge_bench.audit import write
+    from tokenmerge_bench.results import open_results
+
+    out = running.out or Path("audit")
+    folders, failed = list(results or []), False
+    if models is not None:
+        for name in ("placement", "averaging_attention"):
+            folders.append(out / name)
+            within = replace(running, out=folders[-1])
+            failed |= run_experiment(name, Comparison(models=models), images, within, None)
+    elif unused := [flag for flag in given_flags(images, running) if flag != "--out"]:
+        raise InputError(f"{unused[0]} is for running the ablations; name their models with --models, or leave it out.")
+    opened = [open_results([folder]) for folder in folders]  # each its own: the audit keeps views apart
+    for path in write(check(opened), out, opened):
+        typer.echo(f"audit   {path}")
+    if failed:
+        raise typer.Exit(1)
