@@ -105,8 +105,8 @@ def test_augment_crops_to_the_size_that_the_model_takes() -> None:
 def test_rand_augment_treats_a_few_images_alike() -> None:
     one = torch.randint(0, 256, (1, 3, 28, 28), dtype=torch.uint8, generator=seeded())
     torch.manual_seed(0)
-    pixels = augment(rand_augment=15, generator=seeded())(one.expand(96, 3, 28, 28))
-    few = [group[0] for group in pixels.split(32)]
-    assert all(group.equal(first.expand_as(group)) for group, first in zip(pixels.split(32), few, strict=True))
+    pixels = augment(rand_augment=15, generator=seeded())(one.expand(384, 3, 28, 28))
+    few = [group[0] for group in pixels.split(128)]
+    assert all(group.equal(first.expand_as(group)) for group, first in zip(pixels.split(128), few, strict=True))
     assert not few[0].equal(few[1])
     assert not few[1].equal(few[2])

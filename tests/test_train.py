@@ -218,6 +218,17 @@ def test_biases_norms_and_positions_are_not_decayed(few: ArrayImages, base: Path
     assert rates == {RECIPE["lr"], 5 * RECIPE["lr"]}  # of the first update already
 
 
+def test_muon_leaves_positions_and_cls_to_its_fallback(few: ArrayImages, tmp_path: Path) -> None:
+    """They are no matrices, whatever their shapes say."""
+    made = trainer(few, task(opt="muon", weight_decay=0.1))
+    fallen = [p for group in made.optimizer.param_groups if group.get("use_fallback") for p in group["params"]]
+    names = {name for name, parameter in made.student.named_parameters() if any(parameter is p for p in fallen)}
+    assert names == {"backbone.cls_token", "backbone.pos_embed"}
+    reporter = Silent()
+    run(few, tmp_path / "out", reporter=reporter, opt="muon", epochs=3, **SMALL)
+    assert reporter.rows[-1].train_loss < reporter.rows[0].train_loss
+
+
 def test_the_moving_average_is_timms(few: ArrayImages) -> None:
     """Against the formula, with timm's warm-up of the decay."""
     made = trainer(few, task(SINKHORN, ema_decay=0.9))

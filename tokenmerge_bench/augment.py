@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import RandAugment
 
 __all__ = ["Augment", "center_crop", "normalize", "pad_crop", "random_erase", "random_hflip"]
 
-_ALIKE = 32
+_ALIKE = 128
 """Images that RandAugment treats alike: a device does little in the time in which one operation is asked for."""
 
 

@@ -54,7 +54,7 @@ class Recipe(pydantic.BaseModel):
     crop_scale: tuple[float, float] | None = None  # area range of a random resized crop; none: no such crop
     color_jitter: float = pydantic.Field(default=0.0, ge=0)  # timm's, which auto_augment replaces
     auto_augment: str | None = None  # timm's policy, such as rand-m9-mstd0.5, or none
-    rand_augment: int = pydantic.Field(default=0, ge=0, le=30)  # torchvision's magnitude, 32 images at a time alike
+    rand_augment: int = pydantic.Field(default=0, ge=0, le=30)  # torchvision's magnitude, 128 images at a time alike
     repeats: int = pydantic.Field(default=1, ge=1)  # views of an image in one epoch of as many images (repeated aug.)
     erasing: float = pydantic.Field(default=0.0, ge=0, le=1)
     mixup: float = pydantic.Field(default=0.0, ge=0)  # alpha of the Beta distribution, as is cutmix

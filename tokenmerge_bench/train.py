@@ -469,7 +469,10 @@ def _groups(recipe: Recipe, student: Student) -> list[dict[str, Any]]:
     """The parameters: with weight decay, without it, and at another learning rate what only training needs."""
     inference = nn.ModuleDict({"backbone": student.backbone, "reducers": student.reducers})
     groups: list[dict[str, Any]] = param_groups_weight_decay(
-        inference, recipe.weight_decay, no_weight_decay_list=tuple(student.no_weight_decay())
+        inference,
+        recipe.weight_decay,
+        no_weight_decay_list=tuple(student.no_weight_decay()),
+        fallback_no_weight_decay=True,  # positions and CLS are no matrices, whatever their shapes tell Muon
     )
     if student.recalibration is not None:
         alone = param_groups_weight_decay(student.recalibration, recipe.weight_decay)
