@@ -19,6 +19,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.functional import to_pil_image
 
 from tokenmerge_bench.datasets import open_dataset
 from tokenmerge_bench.errors import InputError, nearest
@@ -34,6 +35,7 @@ __all__ = [
     "Indices",
     "Transform",
     "Unreadable",
+    "as_seen",
     "default_workers",
     "eval_transform",
     "fashion_mnist_train",
@@ -280,3 +282,10 @@ def eval_transform(data_config: Mapping[str, Any], **overrides: Any) -> Transfor
         raise InputError(f"unknown --interpolation '{given['interpolation']}': give {', '.join(_INTERPOLATIONS)}")
     config = {**data_config, **given}
     return _EvalTransform(config["input_size"][0], create_transform(**config, is_training=False))
+
+
+def as_seen(image: Image.Image, data_config: Mapping[str, Any]) -> Image.Image:
+    """What a model of this data config sees of an image: resized and cropped, greyscale or RGB, not yet normalised."""
+    plain = {"mean": (0.0,) * len(data_config["mean"]), "std": (1.0,) * len(data_config["std"])}
+    seen: Image.Image = to_pil_image(eval_transform(data_config, **plain)(image))
+    return seen

@@ -7,7 +7,7 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,26 +16,32 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from torchvision.transforms.functional import to_pil_image
 
-from tokenmerge_bench.budgets import Budget
-from tokenmerge_bench.checkpoints import Checkpoint, load_weights, shipped_checkpoints
-from tokenmerge_bench.counting import Macs
-from tokenmerge_bench.data import ImageSet, Indices, Unreadable, default_workers, eval_transform, iter_views, subset
+from tokenmerge_bench.checkpoints import Checkpoint
+from tokenmerge_bench.data import (
+    ImageSet,
+    Indices,
+    Unreadable,
+    as_seen,
+    default_workers,
+    eval_transform,
+    iter_views,
+    subset,
+)
 from tokenmerge_bench.datasets import open_dataset
-from tokenmerge_bench.engine import Engine, Evaluator, Reporter, attached, evaluate, prepare
+from tokenmerge_bench.engine import Engine, Evaluator, Reporter, evaluate, prepare
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.hardware import Hardware, open_hardware
-from tokenmerge_bench.models import LoadedModel
+from tokenmerge_bench.jobs import Job, Loader
 from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.paths import path_for
-from tokenmerge_bench.points import UNREDUCED, Point, plan
+from tokenmerge_bench.points import UNREDUCED, Point
 from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
-from tokenmerge_bench.trained import Place, Places, model_of, nothing_shipped, refuse_other_shape
+from tokenmerge_bench.trained import model_of, nothing_shipped
 from tokenmerge_bench.trie import reason
 
 
@@ -50,31 +56,13 @@ class SweepResult:
 
 
 @dataclass
-class _Job:
-    """A model with its own weights or those of a checkpoint, its points, and what is known of them."""
+class _Job(Job):
+    """A job, and what is known of its points."""
 
-    loaded: LoadedModel
-    points: list[Point]
-    unreduced: Macs
-    """Of the unreduced model."""
-    checkpoint: Checkpoint | None = None
-    reducers: Mapping[str, torch.Tensor] | None = None
-    """State dict of the reducers, from the checkpoint."""
     done: dict[int, set[str]] = field(default_factory=lambda: defaultdict(set))
     """Points that the journal has, by chunk."""
     journal: list[BatchOutcomes] = field(default_factory=list)
     evaluators: dict[str, Evaluator] = field(default_factory=dict)
-
-    @property
-    def key(self) -> str:
-        """Tells the jobs of a sweep apart."""
-        trained = "" if self.checkpoint is None else f"@{self.checkpoint.card.fingerprint}"
-        return f"{self.loaded.name}{trained}"
-
-    @property
-    def runnable(self) -> list[Point]:
-        """The points that can be evaluated."""
-        return [point for point in self.points if not point.obstacle]
 
 
 def run_sweep(
@@ -120,12 +108,12 @@ def run_sweep(
     images = open_dataset(experiment.dataset, data_dir, experiment.split)
     chosen = subset(images, experiment.limit, experiment.seed)
     models = list(dict.fromkeys(experiment.models))
-    loader = _Loader(experiment, hardware, images)
+    loader = Loader(experiment, hardware, images)
     jobs: list[_Job] = []
     for model in models:
         given = [checkpoint for checkpoint in checkpoints if model_of(checkpoint, models) == model]
         own = loader.own(model, (weights or {}).get(model))
-        jobs += loader.jobs(own, methods, budgets, given)
+        jobs += [_Job(**vars(job)) for job in loader.jobs(own, methods, budgets, given)]
 
     evaluation = _evaluation(experiment, methods, images, chosen, hardware)
     points = {point.id: _describe(point) for job in jobs for point in job.points if point.obstacle != "missing"}
@@ -334,10 +322,8 @@ class _Run:
         name = f"{job.loaded.name}-{self.images.ids[index]}.png"
         picture = self.folder.path / "examples" / name
         if not picture.exists():
-            config = job.loaded.data_config
-            plain = {**config, "mean": (0.0,) * len(config["mean"]), "std": (1.0,) * len(config["std"])}
             buffer = io.BytesIO()
-            to_pil_image(eval_transform(plain)(self.images.load(index))).save(buffer, "PNG")
+            as_seen(self.images.load(index), job.loaded.data_config).save(buffer, "PNG")
             write_bytes(picture, buffer.getvalue())
         grid = geometry(job.loaded.model).grid
         return {"image": self.images.paths[index], "picture": name, "grid": grid, "sites": sites}
@@ -379,72 +365,6 @@ class _Run:
         if point.id in self.failures:
             return {**row, "status": "failed", "reason": self.failures[point.id]}
         return {**row, **self.folder.record(point.id), "status": "ok"}
-
-
-class _Loader:
-    """Makes the jobs of a sweep: models for its images, their data configs with what the experiment changes in them."""
-
-    def __init__(self, experiment: Experiment, hardware: Hardware, images: ImageSet) -> None:
-        self.experiment, self.images = experiment, images
-        self.kwargs: dict[str, Any] = {
-            "device": hardware.device,
-            "dtype": torch.float64 if hardware.dtype == torch.float64 else torch.float32,
-            "model_kwargs": {"img_size": experiment.img_size} if experiment.img_size else {},
-        }
-
-    def own(self, model: str, weights: Path | None) -> LoadedModel:
-        """A model with its own weights."""
-        return self._suited(load_weights(model, weights, **self.kwargs))
-
-    def jobs(
-        self,
-        own: LoadedModel,
-        methods: Sequence[MethodSpec],
-        budgets: Sequence[Budget],
-        given: Sequence[Checkpoint],
-    ) -> list[_Job]:
-        """A model off the shelf, and then each checkpoint of it that has a place in the sweep."""
-        experiment = self.experiment
-        of_model = shipped_checkpoints(own.name.partition(".")[0])  # whose cards leave timm's tag away
-        shipped = [checkpoint for checkpoint in of_model if checkpoint.began_with(own.fingerprint)]
-        places = Places(own.model, methods, budgets).all(given, shipped, experiment.trained)
-        filled = [(place.asked, place.budget) for place in places if place.asked is not None]
-        points = plan(own, methods, budgets, experiment.seeds, experiment.seed, filled, untrained=experiment.untrained)
-        assert points[0].solution is not None
-        unreduced = points[0].solution.macs
-        by_checkpoint: dict[Checkpoint, list[Place]] = defaultdict(list)
-        for place in places:
-            by_checkpoint[place.checkpoint].append(place)
-        trained = [self._trained(own, unreduced, held) for held in by_checkpoint.values()]
-        return [_Job(own, points, unreduced), *trained]
-
-    def _trained(self, own: LoadedModel, unreduced: Macs, places: Sequence[Place]) -> _Job:
-        """The points of one checkpoint."""
-        checkpoint = places[0].checkpoint
-        loaded, reducers = checkpoint.load(own.name, **self.kwargs)
-        refuse_other_shape(checkpoint, loaded, own)
-        loaded = self._suited(loaded)
-        points = [place.point(loaded) for place in places]
-        for point in points:
-            attached(loaded.model, point, reducers)  # refuses weights of other reducers
-        return _Job(loaded, points, unreduced, checkpoint=checkpoint, reducers=reducers)
-
-    def _suited(self, loaded: LoadedModel) -> LoadedModel:
-        """The model with what the experiment changes in its data config.
-
-        Raises:
-            InputError: for a model of other classes, or preprocessing that is not possible.
-        """
-        images, classes = self.images, loaded.model.num_classes
-        if classes != images.classes:
-            raise InputError(
-                f"model '{loaded.name}' distinguishes {classes} classes but data set '{images.name}' has "
-                f"{images.classes}; give a model trained on these classes (--models, --weights) or its data set "
-                "(--dataset)."
-            )
-        suited = replace(loaded, data_config={**loaded.data_config, **self.experiment.preprocessing})
-        eval_transform(suited.data_config, **self.experiment.preprocessing)  # refuses what it cannot follow
-        return suited
 
 
 def _evaluation(
