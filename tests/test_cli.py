@@ -73,8 +73,8 @@ def test_a_sweep_prints_a_table_and_says_where_things_are(sweep: Command, tmp_pa
     assert "\x1b" not in done.out
     lines = done.out.splitlines()
     assert lines[0].startswith(f"{TINY} (tiny.safetensors) on demo, 4 images")
-    assert re.search(r"unreduced .* \d+\.\d\d │ *\d+\.\d\d to \d+\.\d\d", done.out)
-    assert re.search(r"dhtm +│ *k=6 +│ *k=6 +│ *0\.00\d+ │ *\d+\.\d %", done.out)
+    assert re.search(r"unreduced .* \d+\.\d\d [|] *\d+\.\d\d to \d+\.\d\d", done.out)
+    assert re.search(r"dhtm +[|] *k=6 +[|] *k=6 +[|] *0\.00\d+ [|] *\d+\.\d %", done.out)
     assert re.search(r"random .*\d+\.\d\d ± \d+\.\d\d", done.out)
     assert lines[-2:] == ["table   out/results.csv", "figure  out/fig1.png (also svg, pdf)"]
     for name in ("results.csv", "fig1.png", "fig1.svg", "fig1.pdf", "provenance.json"):
@@ -355,7 +355,7 @@ def test_a_failed_point_ends_with_one_and_the_others_are_there(sweep: Command, t
     done = sweep("--plugin", "mine.py", methods="mine,dhtm")
     assert done.code == 1
     assert "RuntimeError: my mistake" in done.err
-    assert re.search(r"mine +│ *k=6 +│ *failed", done.out)
+    assert re.search(r"mine +[|] *k=6 +[|] *failed", done.out)
     assert read_results(tmp_path / "out")["status"].tolist() == ["ok", "failed", "ok"]
     assert "table   out/results.csv" in done.out
 
@@ -392,7 +392,7 @@ def test_ctrl_c_ends_with_130_and_the_same_command_goes_on(
 def test_an_unreachable_point_is_told_and_is_no_failure(sweep: Command, tmp_path: Path) -> None:
     done = sweep("--budgets", "0.4", methods="dhtm,tome:staged=on", k=None)
     assert done.code == 0
-    assert re.search(r"tome:staged=true +│ *0\.4 +│ *unreachable", done.out)
+    assert re.search(r"tome:staged=true +[|] *0\.4 +[|] *unreachable", done.out)
     assert "tome:staged=true at 0.4: unreachable, the nearest that" in done.err
 
 
@@ -442,8 +442,8 @@ def test_flops_of_the_three_deits(tmbench: Command, monkeypatch: pytest.MonkeyPa
 def test_flops_counts_and_shows_what_is_out_of_reach(tmbench: Command) -> None:
     done = tmbench("flops", "--models", TINY, "--methods", "dhtm,tome:staged=on", "--budgets", "0.4")
     assert done.code == 0
-    assert re.search(r"tome:staged=true +│ 0\.4 +│ unreachable +│ the nearest", done.out)
-    assert re.search(r"dhtm +│ 0\.4 +│ k=", done.out)
+    assert re.search(r"tome:staged=true +[|] 0\.4 +[|] unreachable +[|] the nearest", done.out)
+    assert re.search(r"dhtm +[|] 0\.4 +[|] k=", done.out)
 
 
 # --- as it is really called -------------------------------------------------------------------------------------------

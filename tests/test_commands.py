@@ -414,8 +414,17 @@ def test_ctrl_c_while_tables_are_made(tmbench: Command, swept: Path, monkeypatch
 
 
 def rows_of(out: str) -> list[list[str]]:
-    """The cells of the rows of printed tables."""
-    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
+    """The cells of the rows of printed tables, which a line of dashes parts from their headings."""
+    rows: list[list[str]] = []
+    below = False
+    for line in out.splitlines():
+        if line.startswith("|-"):
+            below = True
+        elif not line.startswith("|"):
+            below = False
+        elif below:
+            rows.append([cell.strip() for cell in line.split("|")[1:-1]])
+    return rows
 
 
 @pytest.fixture
@@ -635,7 +644,7 @@ def test_help_lists_every_flag(tmbench: Command, command: str) -> None:
 def test_without_arguments_help_is_shown(tmbench: Command) -> None:
     done = tmbench()
     assert (done.code, done.err) == (0, "")
-    assert [command for command in COMMANDS if not re.search(rf"(?m)^│ {command} ", done.out)] == []
+    assert [command for command in COMMANDS if not re.search(rf"(?m)^  {command} ", done.out)] == []
 
 
 @pytest.mark.parametrize(

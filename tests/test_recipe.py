@@ -88,7 +88,7 @@ def test_missing_recipes_and_bad_overrides_are_explained(name: str, overrides: l
 def test_recipes_are_listed_with_what_they_are_for(tmbench: Command) -> None:
     done = tmbench("list", "recipes")
     assert (done.code, done.err) == (0, "")
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.out.splitlines()]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()]
     found = {row[0]: row[1:] for row in rows if row}
     for name in shipped_recipes():
         recipe = read_recipe(name)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from tokenmerge_bench.display import ProgressReporter, SilentReporter, reasons, results_table, short_knob
+from tokenmerge_bench.display import ProgressReporter, SilentReporter, reasons, results_sheet, short_knob
 from tokenmerge_bench.knobs import MergesPerLayer
 from tokenmerge_bench.results import open_results
 from tokenmerge_bench.store import COLUMNS, FORMAT, outcomes_file, read_results
@@ -103,7 +103,7 @@ def test_what_is_shown_can_be_typed(values: list[int]) -> None:
 
 def shown(results: pd.DataFrame, model: str = "m", width: int = 200) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(results_table(results, model))
+    console.print(results_sheet(results, model))
     output = console.file
     assert isinstance(output, io.StringIO)
     return output.getvalue()
@@ -113,7 +113,7 @@ def test_the_table_shows_the_loss_against_the_unreduced_model() -> None:
     text = shown(table(row("none", 60.0, budget="1"), row("dhtm", 57.5), row("tome", None)))
     assert "m (w) on d, 100 images" in text
     (line,) = [line for line in text.splitlines() if "dhtm" in line]
-    cells = [cell.strip() for cell in line.strip("│").split("│")]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells == ["dhtm", "0.7", "k=6", "1", "30.0 %", "57.50", "56.50 to 59.50", "2.50"]
     (line,) = [line for line in text.splitlines() if "tome" in line]
     assert "failed" in line
@@ -133,7 +133,7 @@ def test_nothing_is_cut_off_where_a_terminal_is_narrow() -> None:
 def test_the_table_does_without_the_unreduced_model() -> None:
     text = shown(table(row("none", None, budget="1"), row("dhtm", 57.5)))
     (line,) = [line for line in text.splitlines() if "dhtm" in line]
-    assert [cell.strip() for cell in line.strip("│").split("│")][-3:] == ["57.50", "56.50 to 59.50", ""]
+    assert [cell.strip() for cell in line.strip("|").split("|")][-3:] == ["57.50", "56.50 to 59.50", ""]
 
 
 def test_the_table_does_without_any_result() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -11,11 +12,13 @@ import typer
 
 from tokenmerge_bench.commands.audit import audit
 from tokenmerge_bench.commands.compare import compare
+from tokenmerge_bench.commands.help import Command, Program
 from tokenmerge_bench.commands.listing import flops, list_
 from tokenmerge_bench.commands.products import figures, tables
 from tokenmerge_bench.commands.profile import profile
 from tokenmerge_bench.commands.sweep import run, sweep
 from tokenmerge_bench.commands.train import train
+from tokenmerge_bench.completion import COMPLETE, in_bash
 from tokenmerge_bench.errors import CountingError, InputError
 from tokenmerge_bench.flags import with_flags
 
@@ -29,6 +32,7 @@ COMMANDS: dict[str, list[Callable[..., None]]] = {
 """The commands by the heading they stand under in the help; each has the name of its function."""
 
 app = typer.Typer(
+    cls=Program,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -51,20 +55,24 @@ def _root(
     """Which way of reducing Vision Transformer tokens keeps the most accuracy at the same FLOPs?
 
     FLOPs are multiply-accumulates per image, as fvcore counts and as the papers print.
-
-    [bold]tmbench sweep[/bold]  runs the embedded benchmark, no download needed
-    [bold]tmbench sweep --methods dhtm,tome,random --budgets 0.8,0.6[/bold]
-    [bold]tmbench flops --models deit_small_patch16_224 --methods dhtm --k 0,40[/bold]
     """
 
 
 for panel, commands in COMMANDS.items():
     for command in commands:
-        app.command(command.__name__.strip("_"), rich_help_panel=panel)(with_flags(command))
+        app.command(command.__name__.strip("_"), cls=Command, rich_help_panel=panel)(with_flags(command))
 
 
 def main() -> None:
-    """Runs the command line; wrong input ends with one sentence on stderr and exit code 2."""
+    """Runs the command line, or answers a shell that asks how a line goes on."""
+    if os.environ.get(COMPLETE) == "complete_bash":
+        in_bash(_main)
+    else:
+        _main()
+
+
+def _main() -> None:
+    """Wrong input ends with one sentence on stderr and exit code 2."""
     try:
         sys.exit(app(sys.argv[1:] or ["--help"], prog_name="tmbench", standalone_mode=False))
     except typer.Abort:  # older versions of typer make one of a Ctrl-C

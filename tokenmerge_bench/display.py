@@ -3,22 +3,34 @@ stderr."""
 
 from __future__ import annotations
 
+import re
 import sys
 from itertools import groupby
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from tokenmerge_bench.compare import Comparison, shown_name
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.rendering import shown
+from tokenmerge_bench.sheets import Column, Sheet
 from tokenmerge_bench.summary import label, summarise
+from tokenmerge_bench.terminal import stderr
 
-errors = Console(stderr=True)
+errors = stderr()
+RESULTS = [
+    Column("method", least=14),
+    Column("budget"),
+    Column("setting", rank=2),
+    Column("GFLOPs", number=True),
+    Column("saved", number=True, rank=1),
+    Column("top-1 %", number=True),
+    Column("95 % interval", number=True),
+    Column("lost", number=True),
+]
+DISPENSABLE = ("only .*", "GFLOPs .*", "images needed", "p")
+"""Headings of a comparison that a narrow terminal does without, the last one first."""
 
 
 class SilentReporter:
@@ -79,36 +91,18 @@ class ProgressReporter(SilentReporter):
         self._progress.stop()
 
 
-def reporter() -> SilentReporter:
-    """A progress bar where stderr is a terminal, silence elsewhere."""
-    return ProgressReporter() if errors.is_terminal else SilentReporter()
-
-
-def results_table(results: pd.DataFrame, model: str) -> Table:
+def results_sheet(results: pd.DataFrame, model: str) -> Sheet:
     """The results of one model: a line per method, options and budget."""
-    rows = summarise(results[results["model"] == model])
+    rows = summarise(results[results["model"] == model]).to_dict("records")
     first = results[results["model"] == model].iloc[0]
-    n = rows["n_images"].max()
-    images = "no images" if pd.isna(n) else f"{int(n):,} images"
-    title = f"{model} ({first['weights']}) on {first['dataset']}, {images}"
-    table = Table(title=title, title_justify="left", collapse_padding=True)
-    # In 80 columns there is room for names and settings in two lines if numbers stay in one.
-    table.add_column("method", overflow="fold")
-    for heading in ("budget", "setting", "GFLOPs", "saved", "top-1 %", "95 % interval", "lost"):
-        named = heading in ("budget", "setting")
-        wrapped = heading in ("setting", "top-1 %", "95 % interval")
-        table.add_column(heading, justify="left" if named else "right", no_wrap=not wrapped, overflow="fold")
-    off_the_shelf = (rows["method"] == UNREDUCED) & (rows["trained"] == "no") & (rows["status"] == "ok")
-    unreduced = rows.loc[off_the_shelf, "top1"]
-    baseline = float(unreduced.iloc[0]) if len(unreduced) else None
-    previous = ""
-    for row in rows.to_dict("records"):
-        name = shown_name(row)
-        if previous and name != previous:
-            table.add_section()
-        table.add_row("" if name == previous else name, *_cells(row, baseline))
-        previous = name
-    return table
+    n = max((row["n_images"] for row in rows if not pd.isna(row["n_images"])), default=None)
+    images = "no images" if n is None else f"{int(n):,} images"
+    off_the_shelf = (r for r in rows if (r["method"], r["trained"], r["status"]) == (UNREDUCED, "no", "ok"))
+    baseline = next((row["top1"] for row in off_the_shelf), None)
+    names = [shown_name(row) for row in rows]
+    starts = [number for number in range(1, len(rows)) if names[number] != names[number - 1]]
+    cells = [[name, *_cells(row, baseline)] for name, row in zip(names, rows, strict=True)]
+    return Sheet(f"{model} ({first['weights']}) on {first['dataset']}, {images}", RESULTS, cells, starts)
 
 
 def _cells(row: dict[Any, Any], baseline: float | None) -> list[str]:
@@ -116,21 +110,11 @@ def _cells(row: dict[Any, Any], baseline: float | None) -> list[str]:
         return [row["budget"], row["status"], "", "", "", "", ""]
     top1 = f"{row['top1']:.2f}" + (f" ± {row['top1_sd']:.2f}" if row["seeds"] > 1 else "")
     lost = "" if baseline is None else f"{baseline - row['top1']:.2f}"
+    interval = f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"
     if row["method"] == UNREDUCED:
-        return ["", "", f"{row['gflops']:.4g}", "", top1, _interval(row), lost if row["trained"] == "yes" else ""]
-    return [
-        row["budget"],
-        short_knob(row["knob"]),
-        f"{row['gflops']:.4g}",
-        f"{100 * row['reduction']:.1f} %",
-        top1,
-        _interval(row),
-        lost,
-    ]
-
-
-def _interval(row: dict[Any, Any]) -> str:
-    return f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"
+        return ["", "", f"{row['gflops']:.4g}", "", top1, interval, lost if row["trained"] == "yes" else ""]
+    gflops, saved = f"{row['gflops']:.4g}", f"{100 * row['reduction']:.1f} %"
+    return [row["budget"], short_knob(row["knob"]), gflops, saved, top1, interval, lost]
 
 
 def short_knob(knob: str) -> str:
@@ -150,19 +134,23 @@ def reasons(results: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def comparison_tables(found: Comparison) -> list[Table]:
+def comparison_sheets(found: Comparison) -> list[Sheet]:
     """A comparison of two methods: pair by pair, curve against curve, and at the fractions that were asked for."""
     frames = {"compare": found.pairs, "curves": found.curves, "at": found.at}
-    return [_shown_table(name, frame) for name, frame in frames.items() if not frame.empty]
+    return [_comparison_sheet(name, frame) for name, frame in frames.items() if not frame.empty]
 
 
-def _shown_table(name: str, frame: pd.DataFrame) -> Table:
+def _comparison_sheet(name: str, frame: pd.DataFrame) -> Sheet:
     content = shown(name, frame)
-    table = Table(title=frame.attrs["caption"], title_justify="left", title_style="")
-    for heading, is_text in zip(content.headings, content.text, strict=True):
-        table.add_column(heading, justify="left" if is_text else "right")
-    for number, cells in enumerate(content.cells):
-        if number in content.starts:
-            table.add_section()
-        table.add_row(*map(escape, cells))
-    return table
+    columns = [
+        Column(heading, number=not text, least=14 if text else None, rank=_rank(heading, frame["model"].nunique()))
+        for heading, text in zip(content.headings, content.text, strict=True)
+    ]
+    return Sheet(frame.attrs["caption"], columns, content.cells, content.starts)
+
+
+def _rank(heading: str, models: int) -> int:
+    """How well a narrow terminal does without a column of a comparison; a single model can be named above the table."""
+    if heading == "model":
+        return len(DISPENSABLE) + 1 if models == 1 else 0
+    return next((rank for rank, form in enumerate(DISPENSABLE, 1) if re.fullmatch(form, heading)), 0)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from tokenmerge_bench import completion
+from tokenmerge_bench.completion import Completer
 from tokenmerge_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,8 +21,31 @@ if TYPE_CHECKING:
     from tokenmerge_bench.checkpoints import Checkpoint
     from tokenmerge_bench.options import MethodSpec
 
-Plugins = Annotated[list[Path] | None, typer.Option("--plugin", help="Python file with a method of your own.")]
+COMPARED, IMAGES, WEIGHTS, RUNNING, TRAINED, OUTPUT = (
+    "What is compared", "Images", "Weights", "How it runs", "What is trained", "Output"
+)  # fmt: skip
+"""The headings of flags in the help."""
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--plugin", metavar="FILE", help="Python file with a method of your own. Repeatable.", rich_help_panel=COMPARED
+    ),
+]
 Folders = Annotated[list[Path] | None, typer.Argument(help="Results folders.", metavar="RESULTS...")]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document, for scripts, and no tables.", rich_help_panel=OUTPUT),
+]
+
+
+def option(help: str, metavar: str, panel: str, completer: Completer | None = None) -> Any:
+    """A flag that takes a value: what the help says, its value's name and its heading there, and what completes it."""
+    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, autocompletion=completer)
+
+
+def switch(name: str, help: str, panel: str) -> Any:
+    """A flag that takes none."""
+    return typer.Option(name, help=help, rich_help_panel=panel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +54,24 @@ class Comparison:
 
     methods: Annotated[
         str | None,
-        typer.Option(help="Methods, comma-separated, with options: dhtm,tome or dhtm:connectivity=4:averaging=plain."),
+        option(
+            "Methods, comma-separated, with options: dhtm,tome or dhtm:connectivity=4:averaging=plain.",
+            "METHODS", COMPARED, completion.methods,
+        ),
+    ] = None  # fmt: skip
+    models: Annotated[str | None, option("timm models, comma-separated.", "MODELS", COMPARED, completion.models)] = None
+    budgets: Annotated[
+        str | None, option("Fractions of the unreduced FLOPs to keep: 0.9,0.7,0.5.", "FRACTIONS", COMPARED)
     ] = None
-    models: Annotated[str | None, typer.Option(help="timm models, comma-separated.")] = None
-    budgets: Annotated[str | None, typer.Option(help="Fractions of the unreduced FLOPs to keep: 0.9,0.7,0.5.")] = None
-    gflops: Annotated[str | None, typer.Option(help="Absolute budgets in GFLOPs per image: 3.26,2.9.")] = None
+    gflops: Annotated[str | None, option("Absolute budgets in GFLOPs per image: 3.26,2.9.", "NUMBERS", COMPARED)] = None
     k: Annotated[
-        str | None, typer.Option("--k", help="Merges per layer (dhtm, lotm, random): 0,10,20 or 41/41/40.")
+        str | None, option("Merges per layer (dhtm, lotm, random): 0,10,20 or 41/41/40.", "NUMBERS", COMPARED)
     ] = None
-    r: Annotated[str | None, typer.Option("--r", help="Tokens removed per block (tome): 8,13.")] = None
-    keep_rate: Annotated[str | None, typer.Option(help="Keep rate per stage (dpc_knn, k_medoids): 0.9,0.7.")] = None
-    layers: Annotated[str | None, typer.Option(help="Blocks that reduce, from 0: 3/6/10 or all.")] = None
+    r: Annotated[str | None, option("Tokens removed per block (tome): 8,13.", "NUMBERS", COMPARED)] = None
+    keep_rate: Annotated[
+        str | None, option("Keep rate per stage (dpc_knn, k_medoids): 0.9,0.7.", "FRACTIONS", COMPARED)
+    ] = None
+    layers: Annotated[str | None, option("Blocks that reduce, from 0: 3/6/10 or all.", "BLOCKS", COMPARED)] = None
 
     def overrides(self) -> dict[str, Any]:
         """What replaces values of an experiment; None where nothing was given."""
@@ -61,18 +93,28 @@ class Images:
 
     dataset: Annotated[
         str | None,
-        typer.Option(help="'demo', a folder or .tar of images, hfds/NAME, wds/NAME, torch/NAME; see `list datasets`."),
+        option(
+            "'demo', a folder or .tar of images, hfds/NAME, wds/NAME, torch/NAME; see `list datasets`.",
+            "DATASET", IMAGES, completion.dataset,
+        ),
+    ] = None  # fmt: skip
+    data_dir: Annotated[str | None, option("Where hfds/, wds/ and torch/ data sets lie.", "FOLDER", IMAGES)] = None
+    split: Annotated[
+        str | None, option("Split of such a data set; by default the one to test on.", "SPLIT", IMAGES)
     ] = None
-    data_dir: Annotated[str | None, typer.Option(help="Where hfds/, wds/ and torch/ data sets lie.")] = None
-    split: Annotated[str | None, typer.Option(help="Split of such a data set; by default the one to test on.")] = None
-    limit: Annotated[int | None, typer.Option(help="Images, drawn the same number of each class; 0: all of them.")] = (
+    limit: Annotated[
+        int | None, option("Images, drawn the same number of each class; 0: all of them.", "N", IMAGES)
+    ] = None
+    crop_pct: Annotated[
+        float | None,
+        option("Part of the resized image that is cropped, 0.05 to 1; DeiT's own: 0.875.", "FRACTION", IMAGES),
+    ] = None
+    img_size: Annotated[
+        int | None, option("Side of the crop in pixels; resamples the positions.", "PIXELS", IMAGES)
+    ] = None
+    interpolation: Annotated[str | None, option("bicubic, bilinear, ...", "NAME", IMAGES, completion.interpolation)] = (
         None
     )
-    crop_pct: Annotated[
-        float | None, typer.Option(help="Part of the resized image that is cropped, 0.05 to 1; DeiT's own: 0.875.")
-    ] = None
-    img_size: Annotated[int | None, typer.Option(help="Side of the crop in pixels; resamples the positions.")] = None
-    interpolation: Annotated[str | None, typer.Option(help="bicubic, bilinear, ...")] = None
 
     def overrides(self) -> dict[str, Any]:
         """What replaces values of an experiment; `limit` is the command's to interpret."""
@@ -86,35 +128,40 @@ class Running:
 
     weights: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Weights: FILE, or MODEL=FILE for one of several models; or a checkpoint of `tmbench train`, which is "
-            "evaluated with the method that it was trained with. Repeatable."
+        option(
+            "FILE, or MODEL=FILE for one of several models; or a checkpoint of `tmbench train`, which is evaluated "
+            "with the method that it was trained with. Repeatable.",
+            "[MODEL=]FILE", WEIGHTS,
         ),
-    ] = None
+    ] = None  # fmt: skip
     trained: Annotated[
-        bool, typer.Option("--trained", help="Add the trained checkpoints that ship with the embedded model.")
+        bool, switch("--trained", "Add the trained checkpoints that ship with the embedded model.", WEIGHTS)
     ] = False
     untrained: Annotated[
-        bool, typer.Option("--untrained", help="Evaluate methods that must be trained with their initial weights too.")
+        bool, switch("--untrained", "Evaluate methods that must be trained with their initial weights too.", WEIGHTS)
     ] = False
-    seeds: Annotated[int | None, typer.Option(help="Runs of every method that draws random numbers.")] = None
-    seed: Annotated[int | None, typer.Option(help="First seed, also of the choice of images.")] = None
-    batch_size: Annotated[int | None, typer.Option(help="Images per batch.")] = None
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu"
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16, float16 or float64.")] = None
+    seeds: Annotated[int | None, option("Runs of every method that draws random numbers.", "N", RUNNING)] = None
+    seed: Annotated[int | None, option("First seed, also of the choice of images.", "N", RUNNING)] = None
+    batch_size: Annotated[int | None, option("Images per batch.", "N", RUNNING)] = None
+    device: Annotated[str, option("cpu, cuda or cuda:N.", "DEVICE", RUNNING, completion.device)] = "cpu"
+    dtype: Annotated[
+        str | None, option("float32, bfloat16, float16 or float64.", "DTYPE", RUNNING, completion.dtype)
+    ] = None
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that decode images; by default one per processor, at most 16, on a GPU, else 0."),
+        option(
+            "Processes that decode images; by default one per processor, at most 16, on a GPU, else 0.", "N", RUNNING
+        ),
     ] = None
-    compile: Annotated[
-        bool, typer.Option("--compile", help="Compile blocks by torch.compile, once for all points.")
-    ] = False
+    compile: Annotated[bool, switch("--compile", "Compile blocks by torch.compile, once for all points.", RUNNING)] = (
+        False
+    )
     cuda_graphs: Annotated[
-        bool, typer.Option("--cuda-graphs", help="Launch all points on a full batch as one CUDA graph.")
+        bool, switch("--cuda-graphs", "Launch all points on a full batch as one CUDA graph.", RUNNING)
     ] = False
-    examples: Annotated[int | None, typer.Option(help="Images whose merges are kept for pictures.")] = None
-    out: Annotated[Path | None, typer.Option(help="Results folder; by default a new one under results/.")] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier sweep left in the folder.")] = False
+    examples: Annotated[int | None, option("Images whose merges are kept for pictures.", "N", OUTPUT)] = None
+    out: Annotated[Path | None, option("Results folder; by default a new one under results/.", "FOLDER", OUTPUT)] = None
+    fresh: Annotated[bool, switch("--fresh", "Replace what an earlier sweep left in the folder.", OUTPUT)] = False
 
     def overrides(self) -> dict[str, Any]:
         """What replaces values of an experiment."""
@@ -160,16 +207,24 @@ class Running:
 class Training:
     """What is to be trained: a model, a method and one budget."""
 
-    model: Annotated[str | None, typer.Option(help="timm model; by default the recipe's.")] = None
+    model: Annotated[str | None, option("timm model; by default the recipe's.", "MODEL", TRAINED, completion.model)] = (
+        None
+    )
     method: Annotated[
-        str | None, typer.Option(help="Method with options: sit or dpc_knn:learned_weights=true; none: unreduced.")
-    ] = None
-    budget: Annotated[str | None, typer.Option(help="Fraction of the unreduced FLOPs to keep: 0.7.")] = None
-    gflops: Annotated[str | None, typer.Option(help="GFLOPs per image.")] = None
-    k: Annotated[str | None, typer.Option("--k", help="Merges per layer (dhtm, lotm, random).")] = None
-    r: Annotated[str | None, typer.Option("--r", help="Tokens removed per block (tome).")] = None
-    keep_rate: Annotated[str | None, typer.Option(help="Keep rate per stage (the other methods).")] = None
-    seed: Annotated[int | None, typer.Option(help="Seed of everything that is drawn; by default the recipe's.")] = None
+        str | None,
+        option(
+            "Method with options: sit or dpc_knn:learned_weights=true; none: unreduced.",
+            "METHOD", TRAINED, completion.method,
+        ),
+    ] = None  # fmt: skip
+    budget: Annotated[str | None, option("Fraction of the unreduced FLOPs to keep: 0.7.", "FRACTION", TRAINED)] = None
+    gflops: Annotated[str | None, option("GFLOPs per image.", "NUMBER", TRAINED)] = None
+    k: Annotated[str | None, option("Merges per layer (dhtm, lotm, random).", "NUMBER", TRAINED)] = None
+    r: Annotated[str | None, option("Tokens removed per block (tome).", "NUMBER", TRAINED)] = None
+    keep_rate: Annotated[str | None, option("Keep rate per stage (the other methods).", "FRACTION", TRAINED)] = None
+    seed: Annotated[int | None, option("Seed of everything that is drawn; by default the recipe's.", "N", TRAINED)] = (
+        None
+    )
 
     def changes(self) -> list[str]:
         """What replaces keys of a recipe, as `--set` takes it."""

@@ -1,10 +1,14 @@
-"""Tables of what there is: methods, models, data sets, experiments, recipes, and FLOPs without data."""
+"""What there is: methods, models, data sets, experiments, recipes, and FLOPs without data.
+
+Each listing is made of rows, which is what `--json` prints, and a sheet that shows them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-
-from rich.table import Table
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 from tokenmerge_bench.budgets import Solver, Unreachable, reduce_with
 from tokenmerge_bench.checkpoints import shipped_checkpoints
@@ -13,109 +17,209 @@ from tokenmerge_bench.datasets import dataset_layouts
 from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
 from tokenmerge_bench.models import DEMO_MODEL, build_model, list_models
+from tokenmerge_bench.names import method_options
 from tokenmerge_bench.options import layers_text
+from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.recipe import purpose, read_recipe, shipped_recipes
 from tokenmerge_bench.registry import list_methods
+from tokenmerge_bench.sheets import Column, Sheet
+from tokenmerge_bench.summary import label
+
+Rows = list[dict[str, Any]]
 
 
-def methods_table() -> Table:
-    """Every method with its knob, its default layers, its options (defaults first), and what is trained of it."""
-    table = Table(show_lines=True)
-    for heading in ("method", "what it does", "knob", "blocks", "options"):
-        # What is typed is never cut off.
-        table.add_column(heading, no_wrap=heading in ("method", "knob"), overflow="fold")
+@dataclass(frozen=True)
+class Listing:
+    """What there is of one kind: its rows, and how they are shown."""
+
+    rows: Callable[[], Rows]
+    sheet: Callable[[Rows], Sheet]
+
+
+def method_rows() -> Rows:
+    """Every method with its knob, its default blocks, its options (defaults) and what is trained of it."""
     shipped = shipped_checkpoints(DEMO_MODEL)
+    found = []
     for name, cls in list_methods().items():
         reducer = cls()
-        options = "\n".join(
-            f"{field.name}={field.default}".lower()
-            if isinstance(field.default, bool)
-            else f"{field.name}={field.default}"
-            for field in dataclasses.fields(cls.options_type)
+        options = {field.name: field.default for field in dataclasses.fields(cls.options_type)}
+        found.append(
+            {
+                "method": name,
+                "summary": (cls.__doc__ or "").strip().partition("\n")[0].partition(" Options:")[0],
+                "knob": reducer.knob.flag,
+                "blocks": layers_text(reducer.layers),
+                "site": reducer.site,
+                "options": options,
+                "must_be_trained": reducer.learned,
+                "shipped": [checkpoint.card.budget for checkpoint in shipped if checkpoint.card.method == name],
+            }
         )
-        summary = (cls.__doc__ or "").strip().splitlines()[0].partition(" Options:")[0]
-        blocks = f"{layers_text(reducer.layers)} {reducer.site}"
-        trained = ["must be trained"] if reducer.learned else []
-        budgets = [c.card.budget for c in shipped if c.card.method == name]
-        trained += [f"shipped: {', '.join(budgets)}"] if budgets else []
-        table.add_row(name, "\n".join([summary, *trained]), reducer.knob.flag, blocks, options)
-    table.caption = f"shipped: budgets of the checkpoints of {DEMO_MODEL} that --trained adds; --weights takes others"
-    return table
+    return found
 
 
-def models_table() -> Table:
+def methods_sheet(rows: Rows) -> Sheet:
+    """Methods, with what is typed below what it means."""
+    cells = []
+    for row in rows:
+        known = method_options(row["method"])
+        typed = [
+            f"{option}={'|'.join(known.get(option, [str(default)]))}" for option, default in row["options"].items()
+        ]
+        trained = ["Must be trained."] if row["must_be_trained"] else []
+        budgets = f"Shipped, trained at {' and '.join(row['shipped'])} of the FLOPs." if row["shipped"] else ""
+        lines = [" ".join([row["summary"], *trained, budgets]).strip(), *(["  ".join(typed)] if typed else [])]
+        cells.append([f"{row['method']}\n{row['knob']}\n{row['blocks']} {row['site']}", "\n".join(lines)])
+    columns = [Column("method, knob, blocks"), Column("what it does; its options, the default first", least=40)]
+    caption = f"Options are typed as METHOD:OPTION=VALUE. Shipped checkpoints are of {DEMO_MODEL}; --trained adds them."
+    return Sheet("", columns, cells, range(len(cells)), caption)
+
+
+def model_rows() -> Rows:
     """Models known to work, and where their weights come from."""
-    table = Table("model", "weights")
-    for model in list_models():
-        table.add_row(model.name, model.source)
-    table.caption = "Any other timm VisionTransformer of pre-norm blocks works too, with --weights FILE."
-    return table
+    return [{"model": model.name, "weights": model.source} for model in list_models()]
 
 
-def datasets_table() -> Table:
+def models_sheet(rows: Rows) -> Sheet:
+    """Models and weights."""
+    caption = "Any other timm VisionTransformer of pre-norm blocks works too, with --weights FILE."
+    columns = [Column("model"), Column("weights", least=30, rank=1)]
+    return Sheet("", columns, [[row["model"], row["weights"]] for row in rows], caption=caption)
+
+
+def dataset_rows() -> Rows:
     """What `--dataset` takes."""
-    table = Table("data set", "what it is")
-    for spec, what in dataset_layouts():
-        table.add_row(spec, what)
-    return table
+    return [{"dataset": form, "what": what} for form, what in dataset_layouts()]
 
 
-def experiments_table() -> Table:
+def datasets_sheet(rows: Rows) -> Sheet:
+    """Forms of names and what they stand for."""
+    columns = [Column("data set"), Column("what it is", least=40)]
+    return Sheet("", columns, [[row["dataset"], row["what"]] for row in rows])
+
+
+def experiment_rows() -> Rows:
     """The experiments that ship with the package."""
-    table = Table("experiment", "what it shows", "models", "methods")
+    found = []
     for name in shipped():
-        experiment = load_experiment(name)
-        table.add_row(name, experiment.title, ", ".join(experiment.models), ", ".join(experiment.methods))
-    table.caption = "tmbench run NAME --dataset FOLDER; with --dataset demo, on the embedded benchmark"
-    return table
+        held = load_experiment(name)
+        found.append({"experiment": name, "title": held.title, "models": held.models, "methods": held.methods})
+    return found
 
 
-def recipes_table() -> Table:
+def experiments_sheet(rows: Rows) -> Sheet:
+    """Experiments, with their models and methods as far as there is room."""
+    columns = [
+        Column("experiment"),
+        Column("what it shows", least=24),
+        Column("models", least=22),
+        Column("methods", least=36, rank=1),
+    ]
+    cells = [[row["experiment"], row["title"], ", ".join(row["models"]), ", ".join(row["methods"])] for row in rows]
+    caption = "tmbench run NAME --dataset FOLDER; with --dataset demo, on the embedded benchmark"
+    return Sheet("", columns, cells, range(len(cells)), caption)
+
+
+def recipe_rows() -> Rows:
     """The training recipes that ship with the package."""
-    table = Table("recipe", "what it is for", "model", "begins with", "epochs", show_lines=True)
+    found = []
     for name in shipped_recipes():
         recipe = read_recipe(name)
         begins = "pretrained weights" if recipe.init == "pretrained" else "nothing"
-        table.add_row(name, purpose(name), recipe.model, begins, str(recipe.epochs))
-    table.caption = "tmbench train --recipe NAME; --model gives another model, --set KEY=VALUE changes the rest"
-    return table
+        row = {"recipe": name, "what": purpose(name), "model": recipe.model, "begins_with": begins}
+        found.append({**row, "epochs": recipe.epochs})
+    return found
 
 
-def flops_table(experiment: Experiment, model: str) -> Table:
-    """Token schedules and MACs of one model, counted by fvcore on the attached model and checked by the closed form."""
+def recipes_sheet(rows: Rows) -> Sheet:
+    """Recipes and what they are for."""
+    columns = [
+        Column("recipe"),
+        Column("what it is for", least=24),
+        Column("model", rank=1),
+        Column("begins with", least=10, rank=2),
+        Column("epochs", number=True),
+    ]
+    cells = [[str(value) for value in row.values()] for row in rows]
+    caption = "tmbench train --recipe NAME; --model gives another model, --set KEY=VALUE changes the rest"
+    return Sheet("", columns, cells, range(len(cells)), caption)
+
+
+LISTINGS = {
+    "methods": Listing(method_rows, methods_sheet),
+    "models": Listing(model_rows, models_sheet),
+    "datasets": Listing(dataset_rows, datasets_sheet),
+    "experiments": Listing(experiment_rows, experiments_sheet),
+    "recipes": Listing(recipe_rows, recipes_sheet),
+}
+
+
+def flops_rows(experiment: Experiment, model: str) -> Rows:
+    """Token schedules and MACs of one model, counted by fvcore on the attached model and checked by the closed form.
+
+    A row for the unreduced model and for each method at each budget, with the columns of results.csv of these names.
+    """
     network = build_model(model).eval()
     solver = Solver(network)
-    table = Table(
-        "method",
-        "budget",
-        "setting",
-        "tokens leaving each block",
-        title=f"{model}, GFLOPs of one image",
-        title_justify="left",
-    )
-    for heading in ("GFLOPs", "reducer", "saved"):
-        table.add_column(heading, justify="right")
+    whole = solver.unreduced.total
+    none = {"model": model, "method": UNREDUCED, "options": None, "budget": "1", "knob": None}
     tokens = _tokens(solver.unreduced_schedule.mlp_tokens())
-    table.add_row("unreduced", "", "", tokens, f"{solver.unreduced.total / 1e9:.4f}", "", "")
+    counted = {"gflops": whole / 1e9, "gflops_reducer": 0.0, "reduction": 0.0, "tokens_per_block": tokens}
+    rows: Rows = [{**none, **counted, "status": "ok", "reason": None}]
     for spec in experiment.all_methods():
         for budget in experiment.all_budgets():
+            row = {"model": model, "method": spec.name, "options": spec.changed or None, "budget": budget.recorded}
             try:
                 found = solver.solve(spec, budget)
             except Unreachable as error:
-                table.add_row(spec.label, budget.recorded, "unreachable", str(error), "", "", "")
+                blank = dict.fromkeys(("knob", *counted))
+                rows.append({**row, **blank, "status": "unreachable", "reason": str(error)})
                 continue
             macs = count(reduce_with(network, spec, found))
-            table.add_row(
-                spec.label,
-                budget.recorded,
-                short_knob(found.knob),
-                _tokens(found.schedule.mlp_tokens()),
-                f"{macs.total / 1e9:.4f}",
-                f"{macs.reducer / 1e9:.4f}",
-                f"{100 * (1 - macs.total / solver.unreduced.total):.1f} %",
+            rows.append(
+                {
+                    **row,
+                    "knob": found.knob,
+                    "gflops": macs.total / 1e9,
+                    "gflops_reducer": macs.reducer / 1e9,
+                    "reduction": 1 - macs.total / whole,
+                    "tokens_per_block": _tokens(found.schedule.mlp_tokens()),
+                    "status": "ok",
+                    "reason": None,
+                }
             )
-    return table
+    return rows
+
+
+def flops_sheet(rows: Rows) -> Sheet:
+    """The FLOPs of one model."""
+    columns = [
+        Column("method", least=14),
+        Column("budget"),
+        Column("setting"),
+        Column("tokens leaving each block", least=18),
+        Column("GFLOPs", number=True),
+        Column("reducer", number=True, rank=1),
+        Column("saved", number=True),
+    ]
+    cells, starts = [], []
+    for number, row in enumerate(rows):
+        name = "unreduced" if row["method"] == UNREDUCED else label(row["method"], row["options"])
+        if number and (row["method"], row["options"]) != (rows[number - 1]["method"], rows[number - 1]["options"]):
+            starts.append(number)
+        cells.append([name, *_flops_cells(row)])
+    return Sheet(f"{rows[0]['model']}, GFLOPs of one image", columns, cells, starts)
+
+
+def _flops_cells(row: dict[str, Any]) -> list[str]:
+    if row["status"] != "ok":
+        return [row["budget"], row["status"], row["reason"], "", "", ""]
+    tokens = short_knob("=" + row["tokens_per_block"].replace(" ", "/"))[1:].replace("/", " ")
+    if row["method"] == UNREDUCED:
+        return ["", "", tokens, f"{row['gflops']:.4f}", "", ""]
+    gflops, reducer = f"{row['gflops']:.4f}", f"{row['gflops_reducer']:.4f}"
+    return [row["budget"], short_knob(row["knob"]), tokens, gflops, reducer, f"{100 * row['reduction']:.1f} %"]
 
 
 def _tokens(counts: list[int]) -> str:
-    return short_knob("=" + "/".join(map(str, counts)))[1:].replace("/", " ")
+    return " ".join(map(str, counts))

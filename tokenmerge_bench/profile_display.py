@@ -5,20 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from tokenmerge_bench.display import ProgressReporter, SilentReporter, errors, short_knob
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiles import GROUP
 from tokenmerge_bench.profiling import STEPS
+from tokenmerge_bench.sheets import Column, Sheet
 from tokenmerge_bench.summary import label
 
-HEADINGS = (
-    "method", "budget", "setting", "FLOPs saved", "time saved", "times as fast", "95 % interval", "of free drop",
-    "images/s", "latency ms (IQR)", "peak MB",
-)  # fmt: skip
+COLUMNS = [
+    Column("method", least=14),
+    Column("budget"),
+    Column("setting", rank=4),
+    Column("FLOPs saved", number=True, rank=1),
+    Column("time saved", number=True, rank=5),
+    Column("times as fast", number=True),
+    Column("95 % interval", number=True),
+    Column("of free drop", number=True),
+    Column("images/s", number=True, rank=2),
+    Column("latency ms", number=True),
+    Column("IQR", number=True, rank=3),
+    Column("peak MB", number=True, rank=6),
+]
 
 
 class GroupProgress(ProgressReporter):
@@ -53,38 +62,34 @@ def profile_reporter() -> SilentReporter:
     return GroupProgress() if errors.is_terminal else SilentReporter()
 
 
-def profile_tables(table: pd.DataFrame) -> list[Table]:
+def profile_sheets(table: pd.DataFrame) -> list[Sheet]:
     """A table for each group of profile.csv in which anything was timed."""
     groups = [rows for _, rows in table.groupby(GROUP, sort=False, dropna=False)]
-    return [_group_table(rows) for rows in groups if (rows["status"] == "ok").any()]
+    return [_group_sheet(rows) for rows in groups if (rows["status"] == "ok").any()]
 
 
-def _group_table(rows: pd.DataFrame) -> Table:
+def _group_sheet(rows: pd.DataFrame) -> Sheet:
     first = rows.iloc[0]
     title = (
         f"{first['model']} ({first['weights']} weights), batch {int(first['batch_size'])}, {first['dtype']}, "
         f"{first['mode']}, on {first['device']}"
     )
-    table = Table(title=escape(title), title_justify="left")
-    for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number < 3 else "right")
-    for row in rows.fillna({"options": "", "knob": "", "budget": ""}).to_dict("records"):
-        table.add_row(*map(escape, _cells(row)))
-    return table
+    records = rows.fillna({"options": "", "knob": "", "budget": ""}).to_dict("records")
+    return Sheet(title, COLUMNS, [_cells(row) for row in records])
 
 
 def _cells(row: dict[Any, Any]) -> list[str]:
     name = "unreduced" if row["method"] == UNREDUCED else label(row["method"], row["options"])
     if row["status"] != "ok":
-        return [name, row["budget"], row["status"]]
-    iqr = f"{_number(row['latency_q25_ms'])} to {_number(row['latency_q75_ms'])}"
+        return [name, row["budget"], row["status"], *[""] * (len(COLUMNS) - 3)]
     times = [
         _number(row["images_per_s"]),
-        f"{_number(row['latency_ms'])} ({iqr})",
+        _number(row["latency_ms"]),
+        f"{_number(row['latency_q25_ms'])} to {_number(row['latency_q75_ms'])}",
         _or_blank(row["peak_memory_mb"], ",.0f"),
     ]
     if row["method"] == UNREDUCED:
-        return [name, "", "", "", "", "", "", "", *times]
+        return [name, *[""] * 7, *times]
     saved = 100 * (1 - 1 / row["speedup"])  # a speedup that is missing (NaN) stays so
     return [
         name,

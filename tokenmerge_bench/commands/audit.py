@@ -8,29 +8,31 @@ from typing import Annotated
 
 import typer
 
+from tokenmerge_bench import completion
 from tokenmerge_bench.commands.sweep import run_experiment
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.flags import Comparison, Folders, Images, Running, given_flags
+from tokenmerge_bench.flags import COMPARED, Comparison, Folders, Images, Json, Running, given_flags, option
 
 
 def audit(
     images: Images,
     running: Running,
     results: Folders = None,
-    models: Annotated[str | None, typer.Option(help="timm models to run the ablations on, comma-separated.")] = None,
+    models: Annotated[
+        str | None,
+        option("timm models to run the ablations on, comma-separated.", "MODELS", COMPARED, completion.models),
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Check the DHTM paper: its FLOPs under every reading, its arithmetic, and the losses of ablations it leaves open.
 
     Takes results folders of the experiments `placement` and `averaging_attention`, or runs both on --models and
     --dataset into --out first. Folders of the same images at several --crop-pct are averaged too. Writes
     reproduction.md, its tables and figures to --out (by default audit/).
-
-    [bold]tmbench audit[/bold]
-    [bold]tmbench audit results/placement results/averaging_attention[/bold]
-    [bold]tmbench audit --models deit_tiny_patch16_224 --dataset imagenet/val --device cuda --out audit/tiny[/bold]
     """
     from tokenmerge_bench.audit import audit as check
     from tokenmerge_bench.audit import write
+    from tokenmerge_bench.json_output import write_json
     from tokenmerge_bench.results import open_results
 
     out = running.out or Path("audit")
@@ -39,11 +41,16 @@ def audit(
         for name in ("placement", "averaging_attention"):
             folders.append(out / name)
             within = replace(running, out=folders[-1])
-            failed |= run_experiment(name, Comparison(models=models), images, within, None)
+            ran = run_experiment(name, Comparison(models=models), images, within, None, quiet=as_json)
+            failed |= bool(ran.sweep.failures)
     elif unused := [flag for flag in given_flags(images, running) if flag != "--out"]:
         raise InputError(f"{unused[0]} is for running the ablations; name their models with --models, or leave it out.")
     opened = [open_results([folder]) for folder in folders]  # each its own: the audit keeps views apart
-    for path in write(check(opened), out, opened):
-        typer.echo(f"audit   {path}")
+    files = write(check(opened), out, opened)
+    if as_json:
+        write_json({"files": files})
+    else:
+        for path in files:
+            typer.echo(f"audit   {path}")
     if failed:
         raise typer.Exit(1)

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tokenmerge_bench.commands.shared import load_plugins, stdout
-from tokenmerge_bench.flags import Comparison, Plugins
+from tokenmerge_bench.commands.shared import load_plugins
+from tokenmerge_bench.flags import Comparison, Json, Plugins
+from tokenmerge_bench.terminal import stdout
 
 PAPER_MODELS = ["deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"]
 
@@ -23,35 +24,36 @@ class Listing(str, Enum):
     recipes = "recipes"
 
 
-def flops(
-    comparison: Comparison,
-    plugin: Plugins = None,
-) -> None:
-    """Show token schedules and FLOPs; needs neither weights nor images.
-
-    [bold]tmbench flops --models deit_small_patch16_224 --methods dhtm,random --k 0,40,48[/bold]
-    """
+def flops(comparison: Comparison, plugin: Plugins = None, as_json: Json = False) -> None:
+    """Show token schedules and FLOPs; needs neither weights nor images."""
     load_plugins(plugin)
     from tokenmerge_bench.experiment import load_experiment
-    from tokenmerge_bench.listings import flops_table
+    from tokenmerge_bench.json_output import write_json
+    from tokenmerge_bench.listings import flops_rows, flops_sheet
 
     chosen = comparison.overrides()
     experiment = load_experiment("demo", **{**chosen, "models": chosen["models"] or PAPER_MODELS})
-    console = stdout()
+    found = []
     for model in experiment.models:
-        console.print(flops_table(experiment, model))
+        rows = flops_rows(experiment, model)
+        found += rows
+        if not as_json:
+            stdout().print(flops_sheet(rows))
+    if as_json:
+        write_json({"results": found})
 
 
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], plugin: Plugins = None) -> None:
+def list_(
+    what: Annotated[Listing, typer.Argument(help="What to list.")], plugin: Plugins = None, as_json: Json = False
+) -> None:
     """List methods with their options, models, data sets, experiments or training recipes."""
     load_plugins(plugin)
-    from tokenmerge_bench import listings
+    from tokenmerge_bench.json_output import write_json
+    from tokenmerge_bench.listings import LISTINGS
 
-    tables = {
-        Listing.methods: listings.methods_table,
-        Listing.models: listings.models_table,
-        Listing.datasets: listings.datasets_table,
-        Listing.experiments: listings.experiments_table,
-        Listing.recipes: listings.recipes_table,
-    }
-    stdout().print(tables[what]())
+    listing = LISTINGS[what.value]
+    rows = listing.rows()
+    if as_json:
+        write_json({what.value: rows})
+    else:
+        stdout().print(listing.sheet(rows))

@@ -7,25 +7,27 @@ from typing import Annotated
 
 import typer
 
-from tokenmerge_bench.commands.shared import tell
+from tokenmerge_bench import completion
+from tokenmerge_bench.commands.shared import complain, tell
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.flags import Folders, split_list
+from tokenmerge_bench.flags import OUTPUT, Folders, Json, option, split_list
 
 
 def figures(
     results: Folders = None,
     only: Annotated[
-        str | None, typer.Option(help="Figures, comma-separated; by default all that can be drawn.")
+        str | None,
+        option("Figures, comma-separated; by default all that can be drawn.", "FIGURES", OUTPUT, completion.figures),
     ] = None,
-    formats: Annotated[str, typer.Option(help="png, svg, pdf, comma-separated.")] = "png,svg,pdf",
-    out: Annotated[Path | None, typer.Option(help="Where to write; by default the first results folder.")] = None,
+    formats: Annotated[
+        str, option("png, svg, pdf, comma-separated.", "FORMATS", OUTPUT, completion.formats)
+    ] = "png,svg,pdf",
+    out: Annotated[
+        Path | None, option("Where to write; by default the first results folder.", "FOLDER", OUTPUT)
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Draw figures from results folders or profiles; no model and no images needed.
-
-    [bold]tmbench figures results/table1[/bold]
-    [bold]tmbench figures results/tiny results/small --only fig4 --formats pdf --out paper/[/bold]
-    [bold]tmbench figures results/speed[/bold]
-    """
+    """Draw figures from results folders or profiles; no model and no images needed."""
     from tokenmerge_bench.figures import PROFILE_FIGURES
     from tokenmerge_bench.products import FORMATS, check_names, figure_names
     from tokenmerge_bench.profiles import is_profile
@@ -36,7 +38,7 @@ def figures(
     if not profiles:
         if alone := [name for name in wanted or [] if name in PROFILE_FIGURES]:
             raise InputError(f"{alone[0]} is drawn from profiles; name a folder that `tmbench profile` wrote.")
-        _products("figure", results, only, figure_names(), out, forms)
+        _products("figure", results, only, figure_names(), out, forms, as_json)
         return
     if len(profiles) < len(results or []):
         raise InputError(f"'{profiles[0]}' is a profile, and others are not; draw them one after the other.")
@@ -46,23 +48,26 @@ def figures(
         )
     check_names(forms or [], FORMATS, "format")
     paths, reasons = speed(profiles, out or profiles[0], forms)
-    tell(paths, reasons)
+    _tell(paths, reasons, as_json)
     if reasons:
         raise typer.Exit(2)
 
 
 def tables(
     results: Folders = None,
-    only: Annotated[str | None, typer.Option(help="Tables, comma-separated; by default all that can be made.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; by default the first results folder.")] = None,
+    only: Annotated[
+        str | None,
+        option("Tables, comma-separated; by default all that can be made.", "TABLES", OUTPUT, completion.tables),
+    ] = None,
+    out: Annotated[
+        Path | None, option("Where to write; by default the first results folder.", "FOLDER", OUTPUT)
+    ] = None,
+    as_json: Json = False,
 ) -> None:
-    """Make tables from results folders as Markdown, CSV and LaTeX, published numbers beside measured ones.
-
-    [bold]tmbench tables results/table1[/bold]
-    """
+    """Make tables from results folders as Markdown, CSV and LaTeX, published numbers beside measured ones."""
     from tokenmerge_bench.products import table_names
 
-    _products("table", results, only, table_names(), out)
+    _products("table", results, only, table_names(), out, None, as_json)
 
 
 def _products(
@@ -71,7 +76,8 @@ def _products(
     only: str | None,
     known: list[str],
     out: Path | None,
-    formats: list[str] | None = None,
+    formats: list[str] | None,
+    as_json: bool,
 ) -> None:
     """Makes what was asked for, or all that can be made; what was asked for by name must be possible."""
     from tokenmerge_bench.products import FORMATS, WITHOUT_RESULTS, check_names, make
@@ -86,9 +92,20 @@ def _products(
     if target is None:
         raise InputError(f"{only} needs no results but a folder to write to; name one with --out.")
     paths, reasons = make(open_results(folders) if folders else None, wanted or known, target, formats or FORMATS)
-    tell(paths, reasons)
+    _tell(paths, reasons, as_json)
     if reasons and (wanted or not paths):
         raise typer.Exit(2)
+
+
+def _tell(paths: list[Path], reasons: dict[str, str], as_json: bool) -> None:
+    """What was made; nothing on stdout where nothing was, which ends with an error."""
+    from tokenmerge_bench.json_output import write_json
+
+    if as_json and paths:
+        write_json({"files": paths, "left_out": reasons})
+        complain(reasons.values())
+    else:
+        tell(paths, reasons)
 
 
 def speed(folders: list[Path], target: Path, formats: list[str] | None = None) -> tuple[list[Path], dict[str, str]]:

@@ -7,51 +7,78 @@ from typing import Annotated
 
 import typer
 
+from tokenmerge_bench import completion
 from tokenmerge_bench.commands.products import speed
-from tokenmerge_bench.commands.shared import load_plugins, stdout, tell
+from tokenmerge_bench.commands.shared import complain, load_plugins, tell
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.flags import Comparison, Plugins, Running, split_list
+from tokenmerge_bench.flags import (
+    OUTPUT,
+    RUNNING,
+    WEIGHTS,
+    Comparison,
+    Json,
+    Plugins,
+    Running,
+    option,
+    split_list,
+    switch,
+)
+from tokenmerge_bench.terminal import stdout
 
 
 def profile(
     comparison: Comparison,
     batch_sizes: Annotated[
-        str, typer.Option(help="Images per batch, comma-separated; max: as many as still raise the throughput.")
+        str,
+        option("Images per batch, comma-separated; max: as many as still raise the throughput.", "NUMBERS", RUNNING),
     ] = "1,8,32",
     dtypes: Annotated[
-        str, typer.Option(help="float32, bfloat16, float16, float64; the whole model is cast, without autocast.")
+        str,
+        option(
+            "float32, bfloat16, float16, float64; the whole model is cast, without autocast.",
+            "DTYPES",
+            RUNNING,
+            completion.dtypes,
+        ),
     ] = "float32",
     modes: Annotated[
-        str, typer.Option(help="eager, compile (torch.compile), graph (a CUDA graph), compile-graph, comma-separated.")
+        str,
+        option(
+            "eager, compile (torch.compile), graph (a CUDA graph), compile-graph, comma-separated.",
+            "MODES",
+            RUNNING,
+            completion.modes,
+        ),
     ] = "eager",
     weights: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Weights: FILE, or MODEL=FILE. Without, all models but the embedded one get random ones: times do not "
-            "depend on the values of weights, unless a method's choices take longer on some images than on others."
+        option(
+            "FILE, or MODEL=FILE. Without, all models but the embedded one get random ones: times do not depend on the "
+            "values of weights, unless a method's choices take longer on some images than on others. Repeatable.",
+            "[MODEL=]FILE",
+            WEIGHTS,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[str, option("cpu, cuda or cuda:N.", "DEVICE", RUNNING, completion.device)] = "cpu",
     seconds: Annotated[
-        float, typer.Option(help="Samples per batch size, precision and mode: seconds, all methods together.")
+        float, option("Samples per batch size, precision and mode: seconds, all methods together.", "SECONDS", RUNNING)
     ] = 10.0,
-    seed: Annotated[int, typer.Option(help="Of the images, of the order, and of methods that draw numbers.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder; by default a new one under results/.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier profile left in the folder.")] = False,
+    seed: Annotated[int, option("Of the images, of the order, and of methods that draw numbers.", "N", RUNNING)] = 0,
+    out: Annotated[Path | None, option("Folder; by default a new one under results/.", "FOLDER", OUTPUT)] = None,
+    fresh: Annotated[bool, switch("--fresh", "Replace what an earlier profile left in the folder.", OUTPUT)] = False,
     plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Time methods against the unreduced model; needs neither images nor weights.
 
     Throughput, latency, peak memory and the share of time above a free drop of tokens, all rivals in turn in shuffled
     order. Without arguments, the embedded model on the CPU at 0.7 of the FLOPs. Interrupted, the same command goes on.
-
-    [bold]tmbench profile --models deit_small_patch16_224 --methods dhtm,tome,random --budgets 0.7
-    --batch-sizes 1,32,256,max --dtypes bfloat16 --modes eager,compile,graph --device cuda --out results/speed[/bold]
     """
     load_plugins(plugin)
-    from tokenmerge_bench.display import errors, reasons
+    from tokenmerge_bench.display import reasons
     from tokenmerge_bench.experiment import WAYS, load_experiment
-    from tokenmerge_bench.profile_display import profile_reporter, profile_tables
+    from tokenmerge_bench.json_output import write_json
+    from tokenmerge_bench.profile_display import profile_reporter, profile_sheets
     from tokenmerge_bench.profiling import run_profile
 
     chosen = {**comparison.overrides(), "seed": seed}
@@ -81,12 +108,16 @@ def profile(
         except KeyboardInterrupt:
             told.note("interrupted; the same command goes on from here")
             raise typer.Exit(130) from None
-    console = stdout()
-    for table in profile_tables(result.table):
-        console.print(table)
-    for line in reasons(result.table):
-        errors.print(f"tmbench: {line}", markup=False, highlight=False, soft_wrap=True)
-    typer.echo(f"table   {result.path / 'profile.csv'}")
-    tell(*speed([result.path], result.path))
+    complain(reasons(result.table))
+    for sheet in profile_sheets(result.table) if not as_json else ():
+        stdout().print(sheet)
+    paths, left_out = speed([result.path], result.path)
+    table = result.path / "profile.csv"
+    if as_json:
+        write_json({"folder": result.path, "results": result.table, "files": [table, *paths], "left_out": left_out})
+    else:
+        typer.echo(f"table   {table}")
+        tell(paths, {})
+    complain(left_out.values())
     if result.failed:
         raise typer.Exit(1)

@@ -1,10 +1,10 @@
-"""What several commands do: plugins, tables on stdout, where the products are."""
+"""What several commands do: load plugins, say where the products are, and what could not be done."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import typer
 
@@ -17,14 +17,6 @@ def load_plugins(paths: list[Path] | None) -> None:
         load_plugin(path)
 
 
-def stdout() -> Any:
-    """The rich console for tables."""
-    from rich.console import Console
-
-    # A pipe has no width of its own; tables are then as wide as they need.
-    return Console() if sys.stdout.isatty() else Console(width=250)
-
-
 def tell(paths: list[Path], reasons: dict[str, str]) -> None:
     """Where the products are, and why others could not be made."""
     kinds: dict[Path, list[str]] = {}
@@ -33,5 +25,10 @@ def tell(paths: list[Path], reasons: dict[str, str]) -> None:
     for stem, suffixes in kinds.items():
         what = "table  " if "csv" in suffixes else "figure "
         typer.echo(f"{what} {stem}.{suffixes[0]}" + (f" (also {', '.join(suffixes[1:])})" if suffixes[1:] else ""))
-    for reason in reasons.values():
-        sys.stderr.write(f"tmbench: {reason}\n")
+    complain(reasons.values())
+
+
+def complain(sentences: Iterable[str]) -> None:
+    """What there is to say beside the results, on stderr."""
+    for sentence in sentences:
+        sys.stderr.write(f"tmbench: {sentence}\n")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenmerge_bench.commands.shared import load_plugins, stdout, tell
+from tokenmerge_bench import completion
+from tokenmerge_bench.commands.shared import complain, load_plugins, tell
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.flags import Comparison, Images, Plugins, Running
+from tokenmerge_bench.flags import COMPARED, Comparison, Images, Json, Plugins, Running, option
+from tokenmerge_bench.terminal import stdout
 
 if TYPE_CHECKING:
     from tokenmerge_bench.experiment import Experiment
+    from tokenmerge_bench.sweep import SweepResult
 
 
 def sweep(
@@ -20,44 +24,56 @@ def sweep(
     images: Images,
     running: Running,
     experiment: Annotated[
-        str, typer.Option(help="A shipped experiment or a TOML file; the other flags override it.")
+        str,
+        option(
+            "A shipped experiment or a TOML file; the other flags override it.", "NAME", COMPARED, completion.experiment
+        ),
     ] = "demo",
     plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Evaluate methods over FLOPs budgets; without arguments, the embedded benchmark.
 
     Interrupted at any moment, the same command goes on where it stopped.
-
-    [bold]tmbench sweep --methods dhtm,tome,random --out results/three[/bold]
-    [bold]tmbench sweep --models deit_tiny_patch16_224 --weights deit_tiny.safetensors --dataset imagenet/val
-    --methods dhtm,random --k 0,40,56 --limit 5000[/bold]
     """
-    if run_experiment(experiment, comparison, images, running, plugin):
-        raise typer.Exit(1)
+    ran = run_experiment(experiment, comparison, images, running, plugin, as_json)
+    _end(ran, as_json)
 
 
 def run(
-    experiment: Annotated[str, typer.Argument(help="A shipped experiment (`list experiments`) or a TOML file.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped experiment (`list experiments`) or a TOML file.", autocompletion=completion.experiment
+        ),
+    ],
     comparison: Comparison,
     images: Images,
     running: Running,
     plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
-    """Run an experiment, such as a table or a figure of the DHTM paper; flags override what its file says.
+    """Run an experiment, such as a table or a figure of the DHTM paper; flags override what its file says."""
+    ran = run_experiment(experiment, comparison, images, running, plugin, as_json)
+    _end(ran, as_json)
 
-    [bold]tmbench run table1 --dataset imagenet/val --device cuda[/bold]
-    [bold]tmbench run table2 --dataset demo[/bold]
-    """
-    if run_experiment(experiment, comparison, images, running, plugin):
-        raise typer.Exit(1)
+
+@dataclass(frozen=True, eq=False)
+class Ran:
+    """What came of an experiment: the sweep, the files made of it, and why others could not be made."""
+
+    sweep: SweepResult
+    files: list[Path]
+    left_out: dict[str, str]
 
 
 def run_experiment(
-    name: str, comparison: Comparison, images: Images, running: Running, plugins: list[Path] | None
-) -> bool:
-    """Runs an experiment, shows what came of it, and says whether any point failed."""
+    name: str, comparison: Comparison, images: Images, running: Running, plugins: list[Path] | None, quiet: bool
+) -> Ran:
+    """Runs an experiment and shows what came of it, unless stdout is to be kept `quiet`."""
     load_plugins(plugins)
-    from tokenmerge_bench.display import errors, reasons, reporter, results_table
+    from tokenmerge_bench.display import reasons, results_sheet
+    from tokenmerge_bench.live import reporter
     from tokenmerge_bench.products import check_names, figure_names, make, table_names
     from tokenmerge_bench.results import open_results
     from tokenmerge_bench.sweep import run_sweep
@@ -83,15 +99,30 @@ def run_experiment(
         except KeyboardInterrupt:
             told.note("interrupted; the same command goes on from here")
             raise typer.Exit(130) from None
-    console = stdout()
-    for model in dict.fromkeys(result.table["model"]):
-        console.print(results_table(result.table, model))
-    for line in reasons(result.table):
-        errors.print(f"tmbench: {line}", markup=False, highlight=False, soft_wrap=True)
+    for model in dict.fromkeys(result.table["model"]) if not quiet else ():
+        stdout().print(results_sheet(result.table, model))
+    complain(reasons(result.table))
+    ran = Ran(result, [result.path / "results.csv"], {})
     if (result.table["status"] == "ok").any():
-        typer.echo(f"table   {result.path / 'results.csv'}")
-        tell(*make(open_results([result.path]), experiment.shows, result.path))
-    return bool(result.failures)
+        paths, left_out = make(open_results([result.path]), experiment.shows, result.path)
+        ran = Ran(result, [*ran.files, *paths], left_out)
+        if not quiet:
+            typer.echo(f"table   {ran.files[0]}")
+            tell(paths, {})
+        complain(left_out.values())
+    return ran
+
+
+def _end(ran: Ran, as_json: bool) -> None:
+    """The JSON document where it is asked for, and the exit code 1 if any point failed."""
+    if as_json:
+        from tokenmerge_bench.json_output import write_json
+
+        results = ran.sweep.table
+        document = {"folder": ran.sweep.path, "results": results, "files": ran.files, "left_out": ran.left_out}
+        write_json(document)
+    if ran.sweep.failures:
+        raise typer.Exit(1)
 
 
 def _experiment(name: str, comparison: Comparison, images: Images, running: Running) -> Experiment:

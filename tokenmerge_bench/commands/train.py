@@ -8,37 +8,51 @@ from typing import Annotated
 
 import typer
 
+from tokenmerge_bench import completion
 from tokenmerge_bench.commands.shared import load_plugins, tell
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.flags import Plugins, Training
+from tokenmerge_bench.flags import IMAGES, OUTPUT, RUNNING, TRAINED, Json, Plugins, Training, option, switch
 
 
 def train(
-    recipe: Annotated[str, typer.Option(help="A shipped recipe or a TOML file; see `list recipes`.")],
-    dataset: Annotated[str, typer.Option(help="Folder with the training images: train/CLASS/, or Fashion-MNIST.")],
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and its learning curve; new, or interrupted.")],
+    recipe: Annotated[
+        str, option("A shipped recipe or a TOML file; see `list recipes`.", "RECIPE", TRAINED, completion.recipe)
+    ],
+    dataset: Annotated[
+        str,
+        option(
+            "Folder with the training images: train/CLASS/, or Fashion-MNIST.", "FOLDER", IMAGES, completion.dataset
+        ),
+    ],
+    out: Annotated[
+        Path, option("Folder for the checkpoint and its learning curve; new, or interrupted.", "FOLDER", OUTPUT)
+    ],
     training: Training,
-    change: Annotated[list[str] | None, typer.Option("--set", help="Override a recipe key: KEY=VALUE.")] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights to begin with; by default those of the package or the hub.")
+    change: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Override a recipe key. Repeatable.", metavar="KEY=VALUE", rich_help_panel=TRAINED),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; under torchrun cuda takes a GPU each.")] = "cpu",
-    workers: Annotated[int, typer.Option(help="Processes that decode images, for each process that trains.")] = 0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Replace what an earlier run left in the folder.")] = False,
+    weights: Annotated[
+        Path | None,
+        option("Weights to begin with; by default those of the package or the hub.", "FILE", TRAINED),
+    ] = None,
+    device: Annotated[
+        str, option("cpu, cuda or cuda:N; under torchrun cuda takes a GPU each.", "DEVICE", RUNNING, completion.device)
+    ] = "cpu",
+    workers: Annotated[int, option("Processes that decode images, for each process that trains.", "N", RUNNING)] = 0,
+    fresh: Annotated[bool, switch("--fresh", "Replace what an earlier run left in the folder.", OUTPUT)] = False,
     plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Train a model with a method attached at a budget, or unreduced; `sweep --weights FOLDER` evaluates it.
 
     Interrupted at any moment, the same command goes on after the last finished epoch. Several GPUs: the same command
     under torchrun.
-
-    [bold]tmbench train --recipe demo_finetune --method sit --budget 0.7 --dataset fashion_mnist --out runs/sit[/bold]
-    [bold]torchrun --nproc-per-node 8 -m tokenmerge_bench train --model deit_small_patch16_224 --method sit --budget 0.7
-    --dataset /imagenet --recipe tokenreduction_30ep --device cuda --workers 12 --out runs/sit-small[/bold]
     """
     load_plugins(plugin)
     from tokenmerge_bench.distributed import open_team
     from tokenmerge_bench.figures import curve
+    from tokenmerge_bench.json_output import write_json
     from tokenmerge_bench.recipe import read_recipe
     from tokenmerge_bench.train import CURVE, Task
     from tokenmerge_bench.train import train as run
@@ -57,6 +71,11 @@ def train(
         raise typer.Exit(130) from None
     finally:
         team.close()
-    if team.leads:
-        typer.echo(f"weights {out / 'weights.safetensors'} ({card.weights}; card.json says how they came)")
-        tell(curve.save(out / CURVE), {})
+    if not team.leads:
+        return
+    file, curves = out / "weights.safetensors", curve.save(out / CURVE)
+    if as_json:
+        write_json({"folder": out, "card": card.model_dump(mode="json"), "files": [file, out / "card.json", *curves]})
+    else:
+        typer.echo(f"weights {file} ({card.weights}; card.json says how they came)")
+        tell(curves, {})

@@ -1,0 +1,85 @@
+"""The help of a command: prose, flags under headings, and examples that can be pasted from a terminal of any width."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from tokenmerge_bench.commands.examples import EXAMPLES, Example
+from tokenmerge_bench.terminal import decorated, stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMAND = "cyan"
+"""The style of what is to be typed, which no terminal may break."""
+
+
+class _Helpful:
+    """What commands and the program have in common; stands before typer's class."""
+
+    if TYPE_CHECKING:
+        name: str | None
+        help: str | None
+        rich_markup_mode: Any
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        paragraphs = (self.help or "").split("\n\n")
+        self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # a terminal breaks the lines
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The flags: switches without a type, and `--help` under the last heading rather than one of its own."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        headings = [heading for param in params if (heading := getattr(param, "rich_help_panel", None))]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+            if param.name == "help" and headings:
+                param.rich_help_panel = headings[-1]
+        return params
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the help: straight to the terminal, or as plain text into the formatter."""
+        console = stdout()
+        self.rich_markup_mode = "rich" if decorated(console) else None
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+        for line in _lines(EXAMPLES.get(self.name or "", [])):
+            if decorated(console):
+                console.print(line, highlight=False, soft_wrap=line.style == COMMAND)
+            else:
+                formatter.write(f"{line.plain}\n")
+
+
+class Command(_Helpful, TyperCommand):
+    """A command whose help ends with its examples."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """The flags in plain text, under the headings that they have in a terminal."""
+        panels = defaultdict(list)
+        for param in self.get_params(ctx):
+            panels[getattr(param, "rich_help_panel", None) or "Arguments"].append(param.get_help_record(ctx))
+        for panel, records in panels.items():
+            with formatter.section(panel):
+                formatter.write_dl([record for record in records if record is not None])
+
+
+class Program(_Helpful, TyperGroup):
+    """The program, whose help ends with examples."""
+
+
+def _lines(examples: list[Example]) -> Iterator[Text]:
+    """What is shown of examples, line by line, so that a command can be taken as it stands."""
+    if examples:
+        yield Text(" Examples", style="bold")
+    for example in examples:
+        needs = f" (needs {example.needs})" if example.needs else ""
+        yield Text()
+        yield from (Text(f"  {line}") for line in textwrap.wrap(f"{example.what}{needs}", 76))
+        yield from (Text(f"    {line}", style=COMMAND) for line in example.command.split("\n"))
+    if examples:
+        yield Text()
