@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from tokenmerge_bench.figures import style
+from tokenmerge_bench.figures import merges, style
 from tokenmerge_bench.grid import OFFSETS, adjacency, cell_edges
 from tokenmerge_bench.results import Results
 
@@ -63,19 +63,19 @@ def draw_graph(ax: Axes, owner: npt.NDArray[np.int64], connectivity: int) -> Non
     tokens = int(owner.max()) + 1
     edges = cell_edges(GRID, OFFSETS[connectivity], torch.device("cpu"))
     touching = adjacency(torch.from_numpy(owner)[None], edges, tokens)[0].numpy()
-    cells = np.stack(np.unravel_index(np.arange(len(owner)), GRID)[::-1], axis=-1)  # x, y
+    cells = np.stack(np.unravel_index(np.arange(len(owner)), GRID)[::-1], axis=-1) + 0.5  # x, y of their middles
     place = np.array([cells[owner == token].mean(0) for token in range(tokens)])
     pair = set(owner[list(PAIR)].tolist())
     near = set(np.flatnonzero(touching[list(pair)].any(0)).tolist()) - pair
 
-    ax.imshow(np.isin(owner, list(pair)).reshape(GRID), cmap="Greys", vmin=0, vmax=6)
+    shade = np.where(np.isin(owner, list(pair)), 205, 238).astype(np.uint8).reshape(*GRID, 1)
+    merges.draw_picture(ax, shade.repeat(3, axis=2), GRID)
+    merges.draw_borders(ax, owner, GRID, width=1.2, colour="white")
     for i, j in np.argwhere(np.triu(touching)):
         line: dict[str, Any] = {"color": "0.25", "zorder": 2} if pair & {i, j} else {"color": "0.8", "zorder": 1}
         ax.plot(*place[[i, j]].T, **line, linewidth=0.9)
     for token, (x, y) in enumerate(place):
         look = PAIR_LOOK if token in pair else NEIGHBOUR_LOOK if token in near else OTHER_LOOK
         ax.plot(x, y, **look, zorder=3)
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set_visible(False)
     what = "pair" if len(pair) == 2 else "merged"
     ax.set_title(f"{tokens} tokens, {touching.sum() // 2} edges\n{what}: {len(near)} neighbours")

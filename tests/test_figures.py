@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.figures import FIGURES, fig1, fig2, fig3, fig4, reported, save, style
+from tokenmerge_bench.figures import FIGURES, fig1, fig2, fig3, fig4, merges, reported, save, style
 from tokenmerge_bench.grid import EIGHT, FOUR
 from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.statistics import wilson_interval
@@ -140,6 +141,27 @@ def legend(figure: Figure) -> dict[str, list[str]]:
 def words(svg: Path) -> list[str]:
     """The texts of an SVG file."""
     return ["".join(node.itertext()).strip() for node in ElementTree.parse(svg).iter() if node.tag.endswith("}text")]
+
+
+def lines_between(ax: Axes) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """The borders of tokens in pieces as long as a patch, which are drawn once for each colour."""
+    drawn = [patch.get_path().vertices.reshape(-1, 2, 2) for patch in ax.patches]
+    assert all(np.array_equal(lines, drawn[0]) for lines in drawn)
+    pieces = []
+    for start, stop in drawn[0]:
+        steps = int(np.abs(stop - start).sum())
+        points = [tuple(point) for point in np.linspace(start, stop, steps + 1).tolist()]
+        pieces += list(pairwise(points))
+    return pieces
+
+
+def cell_sides(rows: int, columns: int) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """The lines between the cells of a grid, in pieces as long as a cell."""
+    for row, column in np.ndindex(rows, columns):
+        if column:
+            yield (column, row), (column, row + 1)
+        if row:
+            yield (column, row), (column + 1, row)
 
 
 def check_readable(figure: Figure) -> None:
@@ -552,7 +574,8 @@ def test_fig3_draws_all_edges_and_highlights_the_union(
     assert len(edges) == counted(offsets, merged=row == 1)
     assert len(nodes) == 16 - row
     pair = [tuple(xy(node)[0]) for node in nodes if node.get_marker() == "o"]
-    assert pair == ([(1.5, 1)] if row else [(1, 1), (2, 1)])
+    assert pair == ([(2, 1.5)] if row else [(1.5, 1.5), (2.5, 1.5)])
+    assert set(lines_between(ax)) == {*cell_sides(4, 4)} - ({((2, 1), (2, 2))} if row else set())
     near = [node for node in nodes if node.get_marker() == "s"]
     assert len(near) == neighbours
     if row:
@@ -608,10 +631,9 @@ def test_fig2_shows_the_strongest_default_setting_after_each_block(exemplary: Re
     assert figure.get_suptitle() == f"{SMALL} on photographs"
     shown = np.asarray(figure.axes[1].images[0].get_array())
     assert shown[0, 0].tolist() == [200, 0, 0]
-    bordered = [{tuple(map(tuple, segment)) for segment in c.get_segments()} for c in figure.axes[1].collections]  # type: ignore[attr-defined]
-    assert bordered[0] == bordered[1]
-    assert ((2, 0), (2, 1)) in bordered[0]
-    assert len(bordered[0]) == 6
+    assert sorted(lines_between(figure.axes[1])) == sorted(
+        [((2, 0), (2, 1)), ((3, 0), (3, 1)), ((2, 1), (2, 2)), ((3, 1), (3, 2)), ((2, 1), (3, 1)), ((3, 1), (4, 1))]
+    )
     assert figure.get_figwidth() <= style.DOUBLE
 
 
@@ -626,7 +648,7 @@ def test_fig2_shows_other_settings_when_asked(exemplary: Results) -> None:
 def test_fig2_fills_merged_regions_with_their_mean_colour_and_leaves_single_patches() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
     owner = np.array(OWNERS[0])
-    filled = fig2.filled(picture, (2, 4), owner)
+    filled = merges.filled(picture, (2, 4), owner)
     assert (filled[:, 8:] == picture[:, 8:]).all()
     assert (filled[:, :8] == np.rint(picture[:, :8].reshape(-1, 3).mean(0))).all()
 
@@ -636,8 +658,8 @@ def test_fig2_shows_as_many_reductions_as_there_is_room_for_and_the_last(tmp_pat
     owners = [[0] * (i + 1) + list(range(1, 8 - i)) for i in range(8)]
     add_examples(found, 0, owners, images=1)
     titles = [ax.get_title(loc="left") for ax in fig2.draw(found).axes]
-    assert len(titles) == 1 + fig2.COLUMNS
-    assert titles[1].startswith("after block 4\n8 ")
+    assert len(titles) == 1 + merges.COLUMNS
+    assert titles[1].startswith("after block 7\n7 ")
     assert titles[-1].startswith("after block 25\n1 ")
 
 

@@ -13,8 +13,23 @@ import numpy.typing as npt
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.images import ArrayImages
 
-__all__ = ["demo", "fashion_mnist_test", "fashion_mnist_train"]
+__all__ = ["CLASSES", "NAMES", "demo", "fashion_mnist_test", "fashion_mnist_train"]
 
+CLASSES = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""Names of the classes, by label."""
+NAMES = ("demo", "fashion_mnist", "fashion_mnist_train")
+"""The image sets that are opened here."""
 _DEMO = Path(__file__).parent / "demo" / "fashion_mnist"
 
 

@@ -1,0 +1,406 @@
+"""Tokens drawn on the image that they cover: pieces, also of figures 2 and 3, and what `tmbench show` draws.
+
+Coordinates are grid cells: x to the right and y downwards, from the upper left corner of the first patch.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path
+from PIL import Image
+
+from tokenmerge_bench.figures import style
+from tokenmerge_bench.results import Site
+from tokenmerge_bench.store import write_bytes
+
+if TYPE_CHECKING:
+    from tokenmerge_bench.show import Run, Shown
+
+COLUMNS = 6
+"""At most so many reductions are shown, the last one among them."""
+PIXELS = 448
+"""About the side of a panel at `style`'s resolution; really the next multiple of the image's, so that all are crisp."""
+HEAT = "viridis"
+OTHER = "\N{NOT EQUAL TO}"
+"""Stands before a prediction that is not the unreduced model's."""
+
+Picture = npt.NDArray[np.uint8]
+Owner = npt.NDArray[np.int64]
+PerCell = npt.NDArray[np.float64]
+
+
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def cell_of_pixels(shape: tuple[int, int], grid: tuple[int, int]) -> Owner:
+    """Grid cell of every pixel (H, W) of an image of this height and width."""
+    (height, width), (rows, columns) = shape, grid
+    return (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
+
+
+def filled(picture: Picture, grid: tuple[int, int], owner: Owner) -> Picture:
+    """The picture (H, W, 3) with the patches of every merged token in their mean colour.
+
+    Args:
+        picture: what the model sees.
+        grid: rows and columns of patches.
+        owner: (N0,) token of each patch.
+    """
+    token = owner[cell_of_pixels((picture.shape[0], picture.shape[1]), grid)]
+    pixels = np.maximum(np.bincount(token.ravel()), 1)  # after a soft assignment, some tokens have no patch
+    means = np.stack([np.bincount(token.ravel(), picture[..., c].ravel()) / pixels for c in range(3)], axis=-1)
+    merged = np.bincount(owner)[token] > 1
+    return np.where(merged[..., None], np.rint(means[token]).astype(np.uint8), picture)
+
+
+def heated(picture: Picture, grid: tuple[int, int], values: PerCell) -> Picture:
+    """The picture (H, W, 3) in grey under a colour for the value of each patch, the stronger the larger it is."""
+    scaled = values / max(float(values.max()), np.finfo(np.float64).tiny)
+    cell = cell_of_pixels((picture.shape[0], picture.shape[1]), grid)
+    strength = (0.2 + 0.7 * scaled)[cell, None]
+    colour = 255 * matplotlib.colormaps[HEAT](scaled)[cell, :3]
+    return np.rint(strength * colour + (1 - strength) * picture.mean(-1, keepdims=True)).astype(np.uint8)
+
+
+def borders(owner: Owner, grid: tuple[int, int]) -> Path:
+    """The lines between neighbouring patches of different tokens, each as long as it is straight."""
+    tokens = owner.reshape(grid)
+    # Padding ends every run of a line within it.
+    upright = np.pad(tokens[:, :-1] != tokens[:, 1:], ((1, 1), (0, 0))).T.astype(np.int8)  # lines x = 1, 2, ... along y
+    level = np.pad(tokens[:-1] != tokens[1:], ((0, 0), (1, 1))).astype(np.int8)  # lines y = 1, 2, ... along x
+    ends = []
+    for lines, flipped in ((upright, False), (level, True)):
+        number, start = np.nonzero(np.diff(lines) == 1)
+        stop = np.nonzero(np.diff(lines) == -1)[1]
+        across = number + 1
+        points = np.stack([np.stack([across, start], -1), np.stack([across, stop], -1)], 1)
+        ends.append(points[..., ::-1] if flipped else points)
+    vertices = np.concatenate(ends).reshape(-1, 2).astype(np.float64)
+    return Path(vertices, np.tile([Path.MOVETO, Path.LINETO], len(vertices) // 2))
+
+
+def draw_borders(ax: Axes, owner: Owner, grid: tuple[int, int], width: float = 0.45, colour: Any = None) -> None:
+    """The borders of tokens, `width` points wide: white in black, to be seen on all regions, or in one colour."""
+    path = borders(owner, grid)
+    for each, points in [("black", 2 * width), ("white", width)] if colour is None else [(colour, width)]:
+        ax.add_patch(PathPatch(path, fill=False, edgecolor=each, linewidth=points, capstyle="projecting"))
+
+
+def draw_picture(ax: Axes, picture: Picture, grid: tuple[int, int]) -> None:
+    """An image in units of grid cells, its pixels as sharp squares, without ticks and frame."""
+    ax.imshow(picture, extent=(0, grid[1], grid[0], 0), interpolation="none", aspect=_aspect(picture, grid))
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
+
+
+def draw_tokens(ax: Axes, picture: Picture, grid: tuple[int, int], owner: Owner) -> None:
+    """An image with the patches of every merged token filled and the borders of all tokens."""
+    draw_picture(ax, filled(picture, grid, owner), grid)
+    draw_borders(ax, owner, grid)
+
+
+def scale(picture: Picture) -> int:
+    """How many times a picture is enlarged, so that its sides are about `PIXELS`."""
+    return max(1, round(PIXELS / max(picture.shape[:2])))
+
+
+def _aspect(picture: Picture, grid: tuple[int, int]) -> float:
+    """Height of a patch over its width."""
+    return float(picture.shape[0] / grid[0] / (picture.shape[1] / grid[1]))
+
+
+def sites_shown(sites: Sequence[Site], room: int = COLUMNS) -> list[Site]:
+    """All reductions, or as many as there is room for: evenly spread, the last one among them."""
+    shown = min(room, len(sites))
+    return [sites[-(-(i + 1) * len(sites) // shown) - 1] for i in range(shown)]
+
+
+# --- the picture of `tmbench show` ------------------------------------------------------------------------------------
+
+LABEL, GAP, MARGIN, NARROWEST = 1.3, 0.09, 0.08, 1.45
+"""Inches: what stands left of a row, space between panels, margin of the page, width of the text below a panel."""
+INCH = 300
+"""Pixels of an inch, as `style` saves."""
+LINE, LETTERS = 0.13, 17
+"""Inches from a line of text to the next, and about how many letters are an inch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One picture of a row, with the borders of these tokens unless None, and the lines that stand below.
+
+    `says`, the last lines, are the prediction; `changed` where the unreduced model's is another.
+    """
+
+    picture: Picture
+    owner: Owner | None
+    below: list[str]
+    says: list[str] = field(default_factory=list)
+    changed: bool = False
+
+
+def draw(shown: Shown) -> Figure:
+    """One image: the unreduced model, then a row for each method with the tokens that its reductions left.
+
+    Class attention and the weights of a token, where they were asked for, are the last columns.
+    """
+    room = columns(shown.runs)
+    rows = [panels(shown, run, room) for run in shown.runs]
+    height, width = (scale(shown.picture) * side / INCH for side in shown.picture.shape[:2])
+    step = max(width, NARROWEST) + GAP
+    across = 1 + max(room - 1, *(column for row in rows for column in row))
+    wide = LABEL + across * step + MARGIN
+    reasons = [wrapped(run.obstacle, wide - LABEL - MARGIN) for run in shown.runs]
+    heights = [
+        height + LINE * (1 + lines_below(row)) if row else LINE * (1 + max(len(reason), 2))
+        for row, reason in zip(rows, reasons, strict=True)
+    ]
+    page = _Page(wide, sum(heights) + MARGIN)
+    for number, (run, row) in enumerate(zip(shown.runs, rows, strict=True)):
+        top = MARGIN + sum(heights[:number])
+        page.write(MARGIN, top, LABEL - 2 * MARGIN, *about(run))
+        page.write(LABEL, top, wide - LABEL - MARGIN, "", run.obstacle)
+        for column, panel in row.items():
+            draw_panel(page.axes(LABEL + column * step, top, width, height), panel, shown.grid)
+    page.write(LABEL + step + GAP, MARGIN, (room - 1) * step - 2 * GAP, *notes(shown, room))
+    return page.figure
+
+
+def columns(runs: Sequence[Run]) -> int:
+    """Columns for reductions: as many as a method has that has no more than `COLUMNS`, and 3 at least.
+
+    Beside the unreduced model, which needs one, they are room for text.
+    """
+    counts = [len(run.sites) for run in runs if run.sites]
+    if counts and min(counts) > COLUMNS:
+        return COLUMNS
+    return max([3, *(count for count in counts if count <= COLUMNS)])
+
+
+def lines_below(row: Mapping[int, Panel]) -> int:
+    """Lines of text below the panels of a row."""
+    return max(len(panel.below + panel.says) for panel in row.values())
+
+
+class _Page:
+    """A figure on which things are placed in inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        with style.paper():
+            self.figure = Figure(figsize=(width, height))
+        self.width, self.height = width, height
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        box = left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
+        with style.paper():
+            return self.figure.add_axes(box)
+
+    def write(self, left: float, top: float, room: float, heading: str, *lines: str) -> None:
+        """Lines of text under a bold heading, which may be empty, broken where they are wider than `room`."""
+        bold, plain = wrapped(heading, room), [part for line in lines for part in wrapped(line, room)]
+        with style.paper():
+            for number, part in enumerate(bold + plain):
+                place = left / self.width, 1 - (top + number * LINE) / self.height
+                self.figure.text(*place, part, va="top", weight="bold" if number < len(bold) else "normal")
+
+
+def wrapped(text: str, room: float) -> list[str]:
+    """A text in lines of `room` inches; between the options of a method, lines may break too."""
+    spaced = text.replace(":", " :") if "=" in text else text
+    return [part.replace(" :", ":") for part in textwrap.wrap(spaced, int(room * LETTERS))]
+
+
+def draw_panel(ax: Axes, panel: Panel, grid: tuple[int, int]) -> None:
+    """One picture of a row with what stands below it."""
+    draw_picture(ax, panel.picture, grid)
+    if panel.owner is not None:
+        draw_borders(ax, panel.owner, grid)
+    with style.paper():
+        colour = style.PALETTE[3] if panel.changed else "black"
+        looks = [{"color": "black"}] * len(panel.below) + [{"color": colour, "weight": "bold"}] * len(panel.says)
+        for number, (line, look) in enumerate(zip(panel.below + panel.says, looks, strict=True)):
+            place = (0, -3 - 72 * LINE * number)
+            ax.annotate(line, (0, 0), place, "axes fraction", "offset points", va="top", fontsize=7, **look)
+
+
+def panels(shown: Shown, run: Run, room: int) -> dict[int, Panel]:
+    """The pictures of a row by column, reductions in the first `room`; none of a method that cannot be shown."""
+    if run.obstacle:
+        return {}
+    sites = sites_shown(run.sites, room)
+    row = {
+        column: Panel(filled(shown.picture, shown.grid, site.owner), site.owner, counted(site, run))
+        for column, site in enumerate(sites)
+    }
+    if not sites:
+        row[0] = Panel(shown.picture, None, [f"{shown.grid[0] * shown.grid[1]} tokens in all blocks"])
+    row[max(row)] = replace(row[max(row)], says=predicted(shown, run), changed=changed(shown, run))
+    for column, heat in enumerate(heats(shown), start=room):
+        values = heat.values[shown.runs.index(run)]
+        if values is not None:
+            each = f"{100 * values.min():.2g} to {100 * values.max():.3g} % per patch"
+            end = run.sites[-1].owner if run.sites else None
+            row[column] = Panel(heated(shown.picture, shown.grid, values), end, [heat.title, each])
+    return row
+
+
+@dataclass(frozen=True, eq=False)
+class Heat:
+    """A column with a value for each patch, or None, of each of the runs."""
+
+    title: str
+    values: list[PerCell | None]
+
+
+def heats(shown: Shown) -> list[Heat]:
+    """The columns of heat that were asked for."""
+    columns = [
+        Heat("class attention, last block", [run.attention for run in shown.runs]),
+        Heat(f"weights of token {shown.token}", [run.weights for run in shown.runs]),
+    ]
+    return [column for column in columns if any(values is not None for values in column.values)]
+
+
+def about(run: Run) -> list[str]:
+    """What stands left of a row: the method, its knob, its FLOPs."""
+    if run.obstacle or not run.knob:
+        return [run.label]
+    return [run.label, run.knob, f"{100 * run.kept:.3g} % of FLOPs"]
+
+
+def counted(site: Site, run: Run) -> list[str]:
+    """Number of tokens after a block; where every token is a mix of all patches, also how many own one."""
+    owners = len(np.unique(site.owner))
+    lines = [f"after block {site.block + 1}: {site.tokens} tokens"]
+    return [*lines, f"{owners} of them own patches"] if run.soft else lines
+
+
+def changed(shown: Shown, run: Run) -> bool:
+    """Whether a run predicts another class than the unreduced model."""
+    usual = shown.runs[0].prediction
+    return usual is not None and run.prediction is not None and usual.label != run.prediction.label
+
+
+def predicted(shown: Shown, run: Run) -> list[str]:
+    """The prediction in at most two lines, marked where it is another than the unreduced model's."""
+    if run.prediction is None:
+        return []
+    text = f"{run.prediction.name} {100 * run.prediction.confidence:.1f} %"
+    return textwrap.wrap(f"{OTHER} {text}" if changed(shown, run) else text, 24)[:2]
+
+
+def notes(shown: Shown, room: int) -> list[str]:
+    """What is said beside the unreduced model."""
+    rows, across = shown.grid
+    height, width = shown.picture.shape[:2]
+    patches = f"{across} x {rows} patches of {width // across} x {height // rows} pixels"
+    lines = [shown.image, f"{shown.model}, weights {shown.weights}; {patches}"]
+    if shown.truth:
+        lines.append(f"true class: {shown.truth}")
+    lines.append("filled: patches that became one token, in their mean colour; lines: borders of tokens")
+    if any(changed(shown, run) for run in shown.runs):
+        lines.append(f"{OTHER} another class than the unreduced model's")
+    if any(run.soft for run in shown.runs):
+        lines.append("tokens that are mixed of all patches: a patch is drawn with the one it weighs most in")
+    for run in shown.runs:
+        if len(run.sites) > room:
+            lines.append(f"{run.label}: {room} of {len(run.sites)} reductions, the last one among them")
+    return [*lines, *shown.notes]
+
+
+# --- animations -------------------------------------------------------------------------------------------------------
+
+FRAMES = 120
+"""At most about so many merges are shown one by one; of more, several in a frame."""
+FIRST, STEP, PAUSE, END = 1500, 100, 900, 3000
+"""Milliseconds: the whole image, a merge, what leaves a block, the end."""
+
+
+@dataclass(frozen=True)
+class Animation:
+    """Frames with the milliseconds that each is shown for."""
+
+    frames: list[Image.Image]
+    milliseconds: list[int]
+
+
+def animations(shown: Shown) -> list[tuple[str, Animation]]:
+    """Of each method that can be shown, its label and one merge after the other (`Run.frames`)."""
+    return [(run.label, animated(shown, run)) for run in shown.runs[1:] if not run.obstacle]
+
+
+def animated(shown: Shown, run: Run) -> Animation:
+    """One merge after the other, a pause where the tokens go on to the next block; what has just grown is marked."""
+    cells = shown.grid[0] * shown.grid[1]
+    last = {frame.block: number for number, frame in enumerate(run.frames)}  # of each block
+    stride = -(-len(run.frames) // FRAMES)
+    kept = [(i, frame) for i, frame in enumerate(run.frames) if i in last.values() or i % stride == stride - 1]
+    says = [shown.image, f"at first: {cells} tokens"]
+    canvas = _Canvas(shown, f"{run.label} {run.knob}")
+    frames, owner = [canvas.paint(np.arange(cells), None, says)], np.arange(cells)
+    for number, frame in kept:
+        final = predicted(shown, run) if number == len(run.frames) - 1 else []
+        says = [shown.image, f"block {frame.block + 1}: {frame.tokens} tokens", *final[:1]]
+        frames.append(canvas.paint(frame.owner, grown(owner, frame.owner), says))
+        owner = frame.owner
+    times = [FIRST, *(PAUSE if number in last.values() else STEP for number, _ in kept)]
+    return Animation(frames, [*times[:-1], END])
+
+
+def grown(before: Owner, after: Owner) -> Owner:
+    """The token after a merge of each cell whose token has more cells than before; -1 elsewhere."""
+    return np.where(np.bincount(after)[after] > np.bincount(before)[before], after, -1)
+
+
+class _Canvas:
+    """One panel on which frame after frame is painted, under a heading."""
+
+    def __init__(self, shown: Shown, heading: str) -> None:
+        self.picture, self.grid, self.heading = shown.picture, shown.grid, heading
+        height, width = (scale(shown.picture) * side / INCH for side in shown.picture.shape[:2])
+        self.page = _Page(max(width, NARROWEST) + 2 * MARGIN, height + 4 * LINE + 3 * MARGIN)
+        self.axes = self.page.axes(MARGIN, 4 * LINE + 2 * MARGIN, width, height)
+        self.page.figure.set_dpi(INCH)
+        self.canvas = FigureCanvasAgg(self.page.figure)
+
+    def paint(self, owner: Owner, marked: Owner | None, lines: Sequence[str]) -> Image.Image:
+        """A frame: tokens, of which the `marked` ones are lined, and at most three lines of text."""
+        self.axes.clear()
+        for text in list(self.page.figure.texts):
+            text.remove()
+        draw_tokens(self.axes, self.picture, self.grid, owner)
+        if marked is not None:
+            draw_borders(self.axes, marked, self.grid, width=1.5, colour=style.PALETTE[1])
+        self.page.write(MARGIN, MARGIN, self.page.width - MARGIN, self.heading, *lines)
+        self.canvas.draw()
+        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
+
+
+def write(drawing: Figure | Animation, files: Sequence[FilePath]) -> list[FilePath]:
+    """Writes a figure or an animation to files, as their endings say, each whole or not at all; returns the files."""
+    for file in files:
+        if isinstance(drawing, Figure):
+            style.save(drawing, file.parent, file.stem, (file.suffix[1:],))
+        else:
+            write_bytes(file, _encoded(drawing, "GIF" if file.suffix == ".gif" else "PNG"))
+    return list(files)
+
+
+def _encoded(animation: Animation, form: str) -> bytes:
+    first, *others = animation.frames
+    buffer = io.BytesIO()
+    first.save(buffer, form, save_all=True, append_images=others, duration=animation.milliseconds, loop=0)
+    return buffer.getvalue()

@@ -1,0 +1,154 @@
+"""`tmbench show`: what methods merge, drawn on images."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenmerge_bench.commands.shared import load_plugins, tell
+from tokenmerge_bench.errors import InputError
+from tokenmerge_bench.flags import (
+    OUTPUT,
+    RUNNING,
+    WEIGHTS,
+    Comparison,
+    Images,
+    Plugins,
+    Running,
+    option,
+    split_list,
+    switch,
+)
+
+if TYPE_CHECKING:
+    from tokenmerge_bench.experiment import Experiment
+
+STILL, MOVING = ("png", "svg", "pdf"), ("apng", "gif", "png")
+"""What pictures and animations can be written as; `png` is an animated one too."""
+
+
+def show(
+    comparison: Comparison,
+    images: Images,
+    image: Annotated[
+        list[str] | None,
+        typer.Argument(help="Image files, or images of --dataset by name, as demo[17].", metavar="IMAGE..."),
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        option("FILE, or a checkpoint of `tmbench train`, as for `sweep`. Repeatable.", "[MODEL=]FILE", WEIGHTS),
+    ] = None,
+    trained: Annotated[
+        bool, switch("--trained", "Add the trained checkpoints that ship with the embedded model.", WEIGHTS)
+    ] = False,
+    untrained: Annotated[
+        bool, switch("--untrained", "Show methods that must be trained with their initial weights too.", WEIGHTS)
+    ] = False,
+    seed: Annotated[int, option("Of the choice of images, and of methods that draw random numbers.", "N", RUNNING)] = 0,
+    attention: Annotated[bool, switch("--attention", "Add what the class token attends to.", OUTPUT)] = False,
+    token: Annotated[
+        int | None, option("Add the weights of all patches in this one of the final tokens, from 0.", "N", OUTPUT)
+    ] = None,
+    animate: Annotated[
+        bool, switch("--animate", "Write one merge after the other as an animation, by default of dhtm.", OUTPUT)
+    ] = False,
+    formats: Annotated[
+        str | None, option("png, svg, pdf, by default png,svg; with --animate apng (or png) or gif.", "NAMES", OUTPUT)
+    ] = None,
+    out: Annotated[
+        Path | None, option("Folder, or the file of a single picture; by default show/.", "PATH", OUTPUT)
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """Draw what methods merge on images: tokens, their number, the prediction.
+
+    A picture for each image: a row for each method, a column for each reduction. Without arguments, an image of the
+    embedded benchmark at 0.7 of the FLOPs.
+    """
+    load_plugins(plugin)
+    from tokenmerge_bench.figures import merges
+    from tokenmerge_bench.show import Viewer, Wanted, choose_images
+
+    experiment = _experiment(comparison, images, seed, trained, untrained, animate)
+    own, checkpoints = Running(weights=weights).given_weights(experiment.models)
+    viewer = Viewer(experiment, own, checkpoints, Wanted(attention, token, animate))
+    chosen = choose_images(image or [], experiment, viewer.own.model)
+    files = _Files(out, formats, MOVING if animate else STILL, image or [])
+    files.expect(len(chosen) * (len(viewer.labels) if animate else 1))
+    for one in chosen:
+        shown = viewer.look(one)
+        drawings = merges.animations(shown) if animate else [("merges", merges.draw(shown))]
+        for what, drawing in drawings:
+            tell(merges.write(drawing, files.of(one.name, what)), {})
+        if animate:
+            tell([], {run.label: f"{run.label}: {run.obstacle}" for run in shown.runs if run.obstacle})
+
+
+def _experiment(
+    comparison: Comparison, images: Images, seed: int, trained: bool, untrained: bool, animate: bool
+) -> Experiment:
+    """What is to be shown: the embedded benchmark's methods unless others are named, on one image at one budget."""
+    from tokenmerge_bench.experiment import WAYS, load_experiment
+
+    chosen = {**comparison.overrides(), **images.overrides(), "seed": seed}
+    if all(chosen[way] is None for way in WAYS):
+        chosen["budgets"] = [0.7]
+    if images.limit is not None and images.limit < 0:
+        raise InputError(f"--limit {images.limit} is negative; give a number of images, or 0 for all of them.")
+    experiment = load_experiment("demo", **chosen)
+    methods = experiment.methods[:1] if animate and comparison.methods is None else experiment.methods
+    limit = 1 if images.limit is None else images.limit or None
+    changed = {"dataset": images.dataset, "limit": limit, "methods": methods, "seeds": 1}
+    return experiment.model_copy(update={**changed, "trained": trained, "untrained": untrained})
+
+
+class _Files:
+    """Names of the files to be written, none of them twice and none an image that is shown.
+
+    Args:
+        out: a folder, or a file whose ending is its format; `show/` if None.
+        formats: comma-separated; by default png and svg, or apng.
+        known: formats that there are.
+        images: what is shown.
+    """
+
+    def __init__(self, out: Path | None, formats: str | None, known: tuple[str, ...], images: Collection[str]) -> None:
+        from tokenmerge_bench.images import is_image
+        from tokenmerge_bench.products import check_names
+
+        self.folder, self.forms = out or Path("show"), list(known[:2] if known is STILL else known[:1])
+        self.file = out if out is not None and (is_image(out.name) or out.suffix[1:] in STILL + MOVING) else None
+        if self.file is not None and formats is not None:
+            raise InputError(f"--out {out} says what to write; leave --formats out, or give a folder.")
+        if self.file is not None:
+            self.forms = [self.file.suffix[1:]]
+        self.forms = split_list(formats, "--formats") or self.forms
+        check_names(self.forms, known, "format")
+        self.shown = {Path(name).resolve() for name in images}
+        self.written: Counter[str] = Counter()
+
+    def expect(self, pictures: int) -> None:
+        """Raises InputError where so many pictures are meant for a single file."""
+        if self.file is not None and pictures != 1:
+            raise InputError(f"--out {self.file} is one file, and there are {pictures} pictures; give a folder.")
+
+    def of(self, image: str, what: str) -> list[Path]:
+        """The files of a picture of an image, one for each format."""
+        name = f"{_plain(Path(image).stem)}-{_plain(what)}"
+        self.written[name] += 1
+        number = "" if self.written[name] == 1 else f"-{self.written[name]}"
+        files = [self.file] if self.file else [self.folder / f"{name}{number}.{form}" for form in self.forms]
+        for file in files:
+            if file.resolve() in self.shown:
+                raise InputError(f"'{file}' is an image to be shown and would be written over; give another --out.")
+        return files
+
+
+def _plain(name: str) -> str:
+    """A name as part of a file name: `demo[17]` becomes `demo-17`."""
+    return re.sub(r"[^\w.=-]+", "-", name).strip("-")
