@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -38,9 +38,12 @@ Json = Annotated[
 ]
 
 
-def option(help: str, metavar: str, panel: str, completer: Completer | None = None) -> Any:
-    """A flag that takes a value: what the help says, its value's name and its heading there, and what completes it."""
-    return typer.Option(help=help, metavar=metavar, rich_help_panel=panel, autocompletion=completer)
+def option(help: str, metavar: str, panel: str, completer: Completer | None = None, names: Sequence[str] = ()) -> Any:
+    """A flag that takes a value: what the help says, its value's name and its heading there, and what completes it.
+
+    `names` are for a flag that goes by others than its parameter's alone.
+    """
+    return typer.Option(*names, help=help, metavar=metavar, rich_help_panel=panel, autocompletion=completer)
 
 
 def switch(name: str, help: str, panel: str) -> Any:
@@ -59,10 +62,17 @@ class Comparison:
             "METHODS", COMPARED, completion.methods,
         ),
     ] = None  # fmt: skip
-    models: Annotated[str | None, option("timm models, comma-separated.", "MODELS", COMPARED, completion.models)] = None
-    budgets: Annotated[
-        str | None, option("Fractions of the unreduced FLOPs to keep: 0.9,0.7,0.5.", "FRACTIONS", COMPARED)
+    models: Annotated[
+        str | None,
+        option("timm models, comma-separated.", "MODELS", COMPARED, completion.models, ("--models", "--model")),
     ] = None
+    budgets: Annotated[
+        str | None,
+        option(
+            "Fractions of the unreduced FLOPs to keep: 0.9,0.7,0.5.",
+            "FRACTIONS", COMPARED, names=("--budgets", "--budget"),
+        ),
+    ] = None  # fmt: skip
     gflops: Annotated[str | None, option("Absolute budgets in GFLOPs per image: 3.26,2.9.", "NUMBERS", COMPARED)] = None
     k: Annotated[
         str | None, option("Merges per layer (dhtm, lotm, random): 0,10,20 or 41/41/40.", "NUMBERS", COMPARED)

@@ -68,6 +68,20 @@ EXAMPLES: dict[str, list[Example]] = {
             "a copy of a file in experiments/, edited, as mine.toml",
         ),
     ],
+    "show": [
+        Example("An image of the embedded benchmark at 0.7 of the FLOPs", "tmbench show"),
+        Example(
+            "Others, and what the class token attends to",
+            "tmbench show --methods dhtm,tome --budget 0.5 --limit 3 --attention",
+        ),
+        Example("Learned methods, with the weights of a token", "tmbench show --methods sit,sinkhorn --token 3"),
+        Example("Merge after merge", "tmbench show --animate --out merges.gif"),
+        Example(
+            "A photograph, in DeiT-Tiny",
+            "tmbench show dog.jpg --model deit_tiny_patch16_224 --attention",
+            "a photograph dog.jpg, and the hub for the weights",
+        ),
+    ],
     "figures": [
         Example("All figures that results are enough for", "tmbench figures results/demo", DEMO),
         Example("One of them, for a paper", "tmbench figures results/demo --only fig1 --formats pdf --out paper", DEMO),
