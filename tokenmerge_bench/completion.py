@@ -133,4 +133,4 @@ def in_bash(complete: Callable[[], None]) -> None:
         with contextlib.redirect_stdout(answer):
             complete()
     finally:
-        sys.stdout.write("".join(f"{line[known:]}\n" for line in answer.getvalue().splitlines()))
+        sys.stdout.write("".join(f"{line[known:]}\n" for line in answer.getvalue().splitlines() if line))

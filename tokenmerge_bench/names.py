@@ -68,7 +68,7 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in (_PACKAGE / "recipes").glob("*.toml"))
 
 
-def constant(module: str, name: str) -> list[str]:
+def constant(module: str, name: str) -> list[Any]:
     """What a constant of a module of this package holds: a tuple, the keys of a dict, or the values of a `Literal`."""
     value = _assigned(_tree(_PACKAGE / f"{module}.py"), name)
     if value is None:

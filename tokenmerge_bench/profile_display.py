@@ -13,6 +13,7 @@ from tokenmerge_bench.profiles import GROUP
 from tokenmerge_bench.profiling import STEPS
 from tokenmerge_bench.sheets import Column, Sheet
 from tokenmerge_bench.summary import label
+from tokenmerge_bench.terminal import redrawn
 
 COLUMNS = [
     Column("method", least=14),
@@ -59,7 +60,7 @@ class GroupProgress(ProgressReporter):
 
 def profile_reporter() -> SilentReporter:
     """A progress bar where stderr is a terminal, silence elsewhere."""
-    return GroupProgress() if errors.is_terminal else SilentReporter()
+    return GroupProgress() if redrawn(errors) else SilentReporter()
 
 
 def profile_sheets(table: pd.DataFrame) -> list[Sheet]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -39,10 +39,19 @@ from tokenmerge_bench.paths import path_for
 from tokenmerge_bench.points import UNREDUCED, Point
 from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
+from tokenmerge_bench.standings import Standings
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
 from tokenmerge_bench.trained import model_of, nothing_shipped
 from tokenmerge_bench.trie import reason
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A reporter that looks at how the points stand, whenever it likes."""
+
+    def follow(self, standings: Standings) -> None:
+        """Called once, before anything is evaluated."""
 
 
 @dataclass
@@ -153,6 +162,7 @@ class _Run:
             job.journal = [batch for batch in journal if batch.model == job.key]
             for batch in job.journal:
                 job.done[batch.chunk].update(batch.points)
+        self.standings = Standings((point for job in jobs for point in job.points), len(self.chosen), self.failures)
         self._announce(jobs, journal)
         self._evaluate(jobs, workers)
         rows = self._ordered([row for job in jobs for row in self._rows(job)])
@@ -216,6 +226,13 @@ class _Run:
         journaled = sum(
             len(batch.indices) for batch in journal for point in batch.points if point in runnable - finished
         )
+        for name in finished:
+            record = self.folder.record(name)
+            self.standings.count_whole(name, record["n_images"], record["top1"])
+        for batch in journal:
+            self.standings.count(batch, but=finished)
+        if isinstance(self.reporter, Follower):
+            self.reporter.follow(self.standings)
         self.reporter.start(len(runnable) * len(self.chosen), len(finished) * len(self.chosen) + journaled)
 
     def _evaluate(self, jobs: Sequence[_Job], workers: int) -> None:
@@ -232,6 +249,7 @@ class _Run:
         for batch in self._outcomes(by_key, workers):
             self.folder.append(batch)
             by_key[batch.model].journal.append(batch)
+            self.standings.count(batch)
         self._note_unreadable([batch for job in jobs for batch in job.journal])
         for job, points in zip(jobs, missing, strict=True):
             for point in points:

@@ -28,3 +28,8 @@ def stderr() -> Console:
     """Where progress and notes go."""
     console = Console(stderr=True)
     return console if decorated(console) else Console(stderr=True, color_system=None)
+
+
+def redrawn(console: Console) -> bool:
+    """Whether a console is a screen on which something can be drawn over, with colours or without."""
+    return console.file.isatty() and not console.is_dumb_terminal
