@@ -72,7 +72,8 @@ def heated(picture: Picture, grid: tuple[int, int], values: PerCell) -> Picture:
     cell = cell_of_pixels((picture.shape[0], picture.shape[1]), grid)
     strength = (0.2 + 0.7 * scaled)[cell, None]
     colour = 255 * matplotlib.colormaps[HEAT](scaled)[cell, :3]
-    return np.rint(strength * colour + (1 - strength) * picture.mean(-1, keepdims=True)).astype(np.uint8)
+    blended: Picture = np.rint(strength * colour + (1 - strength) * picture.mean(-1, keepdims=True)).astype(np.uint8)
+    return blended
 
 
 def borders(owner: Owner, grid: tuple[int, int]) -> Path:
@@ -114,7 +115,7 @@ def draw_tokens(ax: Axes, picture: Picture, grid: tuple[int, int], owner: Owner)
 
 def scale(picture: Picture) -> int:
     """How many times a picture is enlarged, so that its sides are about `PIXELS`."""
-    return max(1, round(PIXELS / max(picture.shape[:2])))
+    return max(1, round(PIXELS / int(max(picture.shape[:2]))))
 
 
 def _aspect(picture: Picture, grid: tuple[int, int]) -> float:
@@ -374,7 +375,7 @@ class _Canvas:
         self.page = _Page(max(width, NARROWEST) + 2 * MARGIN, height + 4 * LINE + 3 * MARGIN)
         self.axes = self.page.axes(MARGIN, 4 * LINE + 2 * MARGIN, width, height)
         self.page.figure.set_dpi(INCH)
-        self.canvas = FigureCanvasAgg(self.page.figure)
+        self.canvas: Any = FigureCanvasAgg(self.page.figure)
 
     def paint(self, owner: Owner, marked: Owner | None, lines: Sequence[str]) -> Image.Image:
         """A frame: tokens, of which the `marked` ones are lined, and at most three lines of text."""

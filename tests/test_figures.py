@@ -145,7 +145,7 @@ def words(svg: Path) -> list[str]:
 
 def lines_between(ax: Axes) -> list[tuple[tuple[float, float], tuple[float, float]]]:
     """The borders of tokens in pieces as long as a patch, which are drawn once for each colour."""
-    drawn = [patch.get_path().vertices.reshape(-1, 2, 2) for patch in ax.patches]
+    drawn = [np.asarray(patch.get_path().vertices).reshape(-1, 2, 2) for patch in ax.patches]
     assert all(np.array_equal(lines, drawn[0]) for lines in drawn)
     pieces = []
     for start, stop in drawn[0]:

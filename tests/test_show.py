@@ -31,7 +31,7 @@ from tokenmerge_bench.checkpoints import Checkpoint
 from tokenmerge_bench.data import as_seen, eval_transform
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
-from tokenmerge_bench.figures import merges
+from tokenmerge_bench.figures import merges, style
 from tokenmerge_bench.models import build_model
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.reduced_vit import ReducedViT
@@ -110,6 +110,10 @@ def odd_distilled(pretrained: bool = False, **settings: Any) -> VisionTransforme
     return _odd("odd_distilled")
 
 
+DEMO = idx.demo()
+_viewers: dict[object, Viewer] = {}
+
+
 def show(
     weights: Path, names: Sequence[object] = ("demo[3]",), *, checkpoints: Sequence[Checkpoint] = (), **changes: Any
 ) -> list[Shown]:
@@ -118,7 +122,10 @@ def show(
     usual: dict[str, Any] = {"methods": ["dhtm", "lotm", "random"], "models": [TINY], "seeds": 1, "dataset": "demo"}
     budget = {} if changes.keys() & {"budgets", "keep_rate", "r"} else {"k": ["6"]}
     experiment = Experiment(**{**usual, **budget, **changes})
-    viewer = Viewer(experiment, {experiment.models[0]: weights}, checkpoints, wanted)
+    key = (experiment.model_dump_json(), weights, wanted)
+    if checkpoints or key not in _viewers:  # opened once for all images
+        _viewers[key] = Viewer(experiment, {experiment.models[0]: weights}, checkpoints, wanted)
+    viewer = _viewers[key]
     chosen = choose_images([str(name) for name in names], experiment, viewer.own.model)
     return [viewer.look(one) for one in chosen]
 
@@ -132,7 +139,7 @@ def loaded(name: str, weights: Path) -> torch.nn.Module:
 def pixels_of(model: torch.nn.Module, index: int = 3) -> torch.Tensor:
     from tokenmerge_bench.models import data_config
 
-    return eval_transform(data_config(model))(idx.demo().load(index))[None]
+    return eval_transform(data_config(model))(DEMO.load(index))[None]
 
 
 def texts(figure: Figure) -> str:
@@ -170,10 +177,10 @@ def test_regions_and_predictions_are_those_of_the_attached_model(three: Shown, w
 
 
 def test_the_picture_is_what_the_model_sees_and_the_truth_is_known(three: Shown) -> None:
-    assert (three.picture[..., 0] == idx.demo().pixels[3]).all()
+    assert (three.picture[..., 0] == DEMO.pixels[3]).all()
     assert three.picture.shape == (28, 28, 3)
     assert three.grid == (7, 7)
-    assert three.truth == idx.CLASSES[idx.demo().labels[3]]
+    assert three.truth == idx.CLASSES[DEMO.labels[3]]
 
 
 def test_weights_of_a_token_of_a_hard_method_are_its_region_and_sum_to_one(three: Shown) -> None:
@@ -279,7 +286,7 @@ def test_an_animation_shows_every_merge_and_marks_what_grew(weights: Path) -> No
     assert len(animation.frames) == len(animation.milliseconds) == 1 + 9
     pauses = [time for time in animation.milliseconds if time == merges.PAUSE]
     assert len(pauses) == 2
-    orange = np.array(merges.style.PALETTE[1]) * 255
+    orange = np.array(style.PALETTE[1]) * 255
     first, second = (np.asarray(frame).astype(float) for frame in animation.frames[:2])
     assert not (np.abs(first - orange).max(-1) < 3).any()
     assert (np.abs(second - orange).max(-1) < 3).any()
@@ -461,11 +468,11 @@ def test_any_vit_that_can_be_attached(model: str, tmp_path: Path) -> None:
     shape: Any = vit.patch_embed
     assert shown.grid == shape.grid_size
     assert shown.picture.shape[:2] == shape.img_size
-    figure = merges.draw(shown)
-    check_layout(figure)
+    if model in ("odd_wide", "odd_tall"):
+        check_layout(merges.draw(shown))
     if "classless" in model:
         assert shown.runs[1].attention is None
-        assert "no class token" in texts(figure).replace("\n", " ")
+        assert "no class token" in " ".join(merges.notes(shown, 3))
     else:
         assert shown.runs[1].attention is not None
         assert 0 < shown.runs[1].attention.sum() < 1
@@ -551,13 +558,16 @@ def test_a_picture_for_each_image_and_names_that_do_not_clash(tiny: Command, tmp
     assert names == ["cat-merges-2.svg", "cat-merges.svg", "demo-7-merges.svg"]
 
 
-@pytest.mark.parametrize(("name", "form"), [("a.gif", "GIF"), ("a.apng", "PNG"), ("a.png", "PNG")])
-def test_animations_by_their_ending(tiny: Command, tmp_path: Path, name: str, form: str) -> None:
-    assert tiny("--animate", "--out", name).code == 0
-    with Image.open(tmp_path / name) as moving:
-        assert moving.format == form
-        assert getattr(moving, "n_frames", 1) == 7
-        assert moving.info["loop"] == 0
+def test_an_animation_is_written_by_its_ending(tiny: Command, tmp_path: Path) -> None:
+    assert tiny("--animate", "--out", "a.gif").code == 0
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "green", "blue")]
+    others = [tmp_path / "a.apng", tmp_path / "a.png"]
+    merges.write(merges.Animation(frames, [100, 200, 300]), others)
+    for path, form, count in [(tmp_path / "a.gif", "GIF", 7), *((path, "PNG", 3) for path in others)]:
+        with Image.open(path) as moving:
+            assert moving.format == form
+            assert getattr(moving, "n_frames", 1) == count
+            assert moving.info["loop"] == 0
 
 
 @pytest.mark.parametrize(

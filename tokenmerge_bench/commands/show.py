@@ -75,10 +75,10 @@ def show(
     from tokenmerge_bench.show import Viewer, Wanted, choose_images
 
     experiment = _experiment(comparison, images, seed, trained, untrained, animate)
+    files = _Files(out, formats, MOVING if animate else STILL, image or [])
     own, checkpoints = Running(weights=weights).given_weights(experiment.models)
     viewer = Viewer(experiment, own, checkpoints, Wanted(attention, token, animate))
     chosen = choose_images(image or [], experiment, viewer.own.model)
-    files = _Files(out, formats, MOVING if animate else STILL, image or [])
     files.expect(len(chosen) * (len(viewer.labels) if animate else 1))
     for one in chosen:
         shown = viewer.look(one)
