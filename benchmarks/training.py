@@ -1,11 +1,12 @@
 """Training throughput: `tmbench train` against the bare loop of timm, every method against the unreduced model.
 
     python benchmarks/training.py [--model deit_tiny_patch2_28] [--methods sit,tome] [--budget 0.7] [--batch-size 512]
-        [--updates 100] [--epochs 4] [--device cpu]
+        [--updates 100] [--epochs 4] [--device cpu] [--compile default]
 
 One process. The rival is what anybody would write with timm: the model, AdamW, mixup and autocast on one batch that
 lies on the device already, without augmentation, moving average, learning curve or saved state, which `tmbench train`
-has (its state is written after every epoch). The rival runs before and after, so that its spread shows.
+has (its state is written after every epoch). The rival runs before and after, so that its spread shows; it is compiled
+where `--compile` says so.
 """
 
 from __future__ import annotations
@@ -52,15 +53,20 @@ def main() -> None:
     team = open_team(given.device)
     print(f"{hardware_name(team.device)}, torch {torch.__version__}, timm {timm.__version__}; {given.model}, batch "
           f"{given.batch_size}, {'bfloat16' if team.device.type == 'cuda' else 'float32'}")  # fmt: skip
-    rounds = [bare(given, team)]
-    speeds = {method: ours(given, team, method) for method in ["none", *given.methods.split(",")]}
-    rounds.append(bare(given, team))
-    rival = sum(rounds) / len(rounds)
-    print(f"{'bare loop':<32}{rival:>10.0f} images/s   (before {rounds[0]:.0f}, after {rounds[1]:.0f})")
-    for method, speed in speeds.items():
-        name = "unreduced" if method == "none" else f"{method} at {given.budget}"
-        ratios = f"{speed / rival:.3f} of bare, {speed / speeds['none']:.3f} of unreduced"
-        print(f"{name:<32}{speed:>10.0f} images/s   {ratios}")
+    rival = bare(given, team)
+    show("bare loop", rival)
+    unreduced = ours(given, team, "none")
+    show("unreduced", unreduced, f"{unreduced / rival:.3f} of bare")
+    for method in given.methods.split(","):
+        speed = ours(given, team, method)
+        ratios = f"{speed / rival:.3f} of bare, {speed / unreduced:.3f} of unreduced"
+        show(f"{method} at {given.budget}", speed, ratios)
+    show("bare loop again", bare(given, team))
+
+
+def show(name: str, speed: float, ratios: str = "") -> None:
+    """A row, at once, as a run may be cut off."""
+    print(f"{name:<40}{speed:>10.0f} images/s   {ratios}".rstrip(), flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -73,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--updates", type=int, default=100, help="of an epoch")
     parser.add_argument("--epochs", type=int, default=4, help="of which the first is not counted")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", choices=["none", "default"], default="none", help="torch.compile's mode, on CUDA")
     return parser.parse_args()
 
 
@@ -85,13 +92,14 @@ def bare(given: argparse.Namespace, team: Team) -> float:
     mix = Mixup(**MIX)
     images = torch.randn(given.batch_size, *shape(given.model), device=device)
     labels = torch.arange(given.batch_size, device=device) % 10
+    forward = torch.compile(model) if given.compile != "none" else model
     seconds = []
     for _ in range(given.epochs):
         began = time.perf_counter()
         for _ in range(given.updates):
             pixels, targets = mix(images.clone(), labels)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                logits = model(pixels)
+                logits = forward(pixels)
             F.cross_entropy(logits.float(), targets).backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -113,7 +121,7 @@ def ours(given: argparse.Namespace, team: Team, method: str) -> float:
     recipe = Recipe(
         model=given.model, epochs=given.epochs, batch_size=given.batch_size, lr=1e-4, weight_decay=0.05, pad=2,
         hflip=0.5, erasing=0.25, mixup=0.8, cutmix=1.0, label_smoothing=0.1, drop_path=0.1, ema_decay=0.999,
-        amp="bfloat16",
+        amp="bfloat16", compile=given.compile,
     )  # fmt: skip
     task = Task(recipe) if method == "none" else Task(recipe, parse_method(method), Budget("fraction", given.budget))
     times = Times()
