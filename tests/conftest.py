@@ -108,5 +108,5 @@ def tmbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def quick_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables and figures after a sweep are named, not made: they have tests of their own and only take time."""
     monkeypatch.setattr(
-        "tokenmerge_bench.products.make", lambda _, names, folder: ([folder / f"{name}.png" for name in names], {})
+        "tokenmerge_bench.products.make", lambda _, names, folder, *__: ([folder / f"{name}.png" for name in names], {})
     )

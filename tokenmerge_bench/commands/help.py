@@ -79,7 +79,7 @@ def _lines(examples: list[Example]) -> Iterator[Text]:
     for example in examples:
         needs = f" (needs {example.needs})" if example.needs else ""
         yield Text()
-        yield from (Text(f"  {line}") for line in textwrap.wrap(f"{example.what}{needs}", 76))
+        yield from (Text(f"  {line}") for line in textwrap.wrap(f"{example.what}{needs}", 76, break_on_hyphens=False))
         yield from (Text(f"    {line}", style=COMMAND) for line in example.command.split("\n"))
     if examples:
         yield Text()
