@@ -16,6 +16,7 @@ from tokenmerge_bench.commands.help import Command, Program
 from tokenmerge_bench.commands.listing import flops, list_
 from tokenmerge_bench.commands.products import figures, tables
 from tokenmerge_bench.commands.profile import profile
+from tokenmerge_bench.commands.report import report
 from tokenmerge_bench.commands.show import show
 from tokenmerge_bench.commands.sweep import run, sweep
 from tokenmerge_bench.commands.train import train
@@ -27,7 +28,7 @@ UsageError: Any = typer.BadParameter.__base__
 """Every complaint about flags and arguments: click's class, of which newer versions of typer have a copy."""
 COMMANDS: dict[str, list[Callable[..., None]]] = {
     "Evaluate": [sweep, run, profile, train],
-    "Look at results": [show, figures, tables, compare, audit],
+    "Look at results": [report, show, figures, tables, compare, audit],
     "Look up": [flops, list_],
 }
 """The commands by the heading they stand under in the help; each has the name of its function."""

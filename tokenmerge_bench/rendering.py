@@ -150,6 +150,41 @@ LAYOUTS = {
             Column("verdict", _text("verdict"), True),
         ],
     ),
+    "pairs": Layout(
+        "Paired comparisons",
+        [
+            Column("model", _text("model"), True),
+            Column("budget", _text("budget"), True),
+            Column("method A", _text("a"), True),
+            Column("method B", _text("b"), True),
+            Column("verdict", _text("verdict"), True),
+            Column("difference", _with_interval("difference", "+.2f")),
+            Column("p adjusted", _p("p_adjusted")),
+            Column("p", _p("p")),
+            Column("top-1 A", _number("top1_a")),
+            Column("top-1 B", _number("top1_b")),
+            Column("only A right", _images("only_a")),
+            Column("only B right", _images("only_b")),
+            Column("images needed", _number("images_needed", ",.0f")),
+        ],
+    ),
+    "profile": Layout(
+        "Measured times",
+        [
+            Column("model", _text("model"), True),
+            Column("method", _text("method"), True),
+            Column("budget", _text("budget"), True),
+            Column("times as fast", _with_interval("speedup", ".3f")),
+            Column("run on", _text("way"), True),
+            Column("FLOPs saved (%)", _number("flops_saved", ".1f")),
+            Column("time saved (%)", _number("time_saved", ".1f")),
+            Column("if free", _number("free_drop_speedup", ".3f")),
+            Column("images/s", _number("images_per_s", ",.0f")),
+            Column("ms per image", _number("ms", ".3g")),
+            Column("peak MB", _number("peak_memory_mb", ",.0f")),
+            Column("status", _text("status"), True),
+        ],
+    ),
     "curves": Layout(
         "Between the curves",
         [
@@ -179,7 +214,8 @@ def render(name: str, frame: pd.DataFrame, kind: Kind) -> str:
     """A table as text; nothing for an empty frame.
 
     Args:
-        name: a name in `LAYOUTS`: a table of `tables.py`, or `compare`, `curves`, `at` for those of a `Comparison`.
+        name: a name in `LAYOUTS`: a table of `tables.py`, `compare`, `curves`, `at` for those of a `Comparison`, `pairs`
+            and `profile` for those of a report.
         frame: what the function of that name gave.
         kind: `md` with caption, legend and notes; `tex`, a `table*` that needs booktabs; `csv`, all columns of the
             frame, to eight digits.
@@ -205,10 +241,11 @@ class Shown:
     notes: list[str]
 
 
-def shown(name: str, frame: pd.DataFrame) -> Shown:
+def shown(name: str, frame: pd.DataFrame, repeated: bool = False) -> Shown:
     """A frame that is not empty, in words. Columns without any number are left out.
 
-    The first cells of a row are blank where they, and all to their left, say the same as in the row above.
+    The first cells of a row are blank where they, and all to their left, say the same as in the row above, unless what
+    is `repeated` is wanted: for rows that will be sorted or filtered.
     """
     layout, rows = LAYOUTS[name], frame.to_dict("records")
     columns = [column for column in layout.columns if any(column.cell(row) != NONE for row in rows)]
@@ -216,17 +253,18 @@ def shown(name: str, frame: pd.DataFrame) -> Shown:
     blanked = [list(row) for row in cells]
     starts = []
     for number in range(1, len(cells)):
-        repeated = 0
-        while columns[repeated].text and cells[number][repeated] == cells[number - 1][repeated]:
-            blanked[number][repeated] = ""
-            repeated += 1
-        if repeated < layout.blocks:
+        same = 0
+        while columns[same].text and cells[number][same] == cells[number - 1][same]:
+            blanked[number][same] = ""
+            same += 1
+        if same < layout.blocks:
             starts.append(number)
     compared = {str(key): value for key, value in frame.attrs.items()}
     headings = [column.heading.format(**compared) for column in columns]
     seeds = [SPREAD] if any(row.get("seeds", 0) > 1 for row in rows) else []
     legend = " ".join(text for text in (layout.legend, *seeds) if text)
-    return Shown(headings, [column.text for column in columns], blanked, starts, legend, _notes(rows))
+    body = cells if repeated else blanked
+    return Shown(headings, [column.text for column in columns], body, starts, legend, _notes(rows))
 
 
 def _markdown(name: str, frame: pd.DataFrame) -> str:

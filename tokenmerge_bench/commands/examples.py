@@ -68,6 +68,14 @@ EXAMPLES: dict[str, list[Example]] = {
             "a copy of a file in experiments/, edited, as mine.toml",
         ),
     ],
+    "report": [
+        Example("Everything about one sweep", "tmbench report results/demo -o report.html", DEMO),
+        Example(
+            "With measured times, of the same methods at the same budgets",
+            "tmbench report results/demo results/speed -o report.html",
+            "both folders, of `tmbench sweep` and of `tmbench profile`",
+        ),
+    ],
     "show": [
         Example("An image of the embedded benchmark at 0.7 of the FLOPs", "tmbench show"),
         Example(

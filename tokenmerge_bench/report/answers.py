@@ -1,0 +1,299 @@
+"""The verdict in plain words: which method wins, by how much, whether that is significant, and whether it is faster.
+
+"In front" is the word for the highest accuracy at a budget and for all that a paired test cannot tell from it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenmerge_bench.compare import Setting, shown_name
+from tokenmerge_bench.report.contests import Contest, Pair
+from tokenmerge_bench.report.timings import Timing, Timings
+from tokenmerge_bench.results import Results
+from tokenmerge_bench.statistics import Interval
+
+QUESTIONS = ("Which method wins?", "By how much?", "Is that significant?", "Is it faster?")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finding: where it holds (a model, trained methods; empty where there is no choice), in a few words, and in
+    a sentence or two."""
+
+    where: str
+    short: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the table of verdicts, in words: a model at a budget."""
+
+    where: str
+    budget: str
+    winner: str
+    outcome: str
+    top1: str
+    loss: str
+    leads: list[str]
+    p: str
+    speeds: list[str]
+
+
+class Track:
+    """The contests of one model, off the shelf or trained, at budgets that save anything; there is at least one."""
+
+    def __init__(self, where: str, held: Sequence[Contest], unreduced: Setting | None) -> None:
+        self.where, self.contests, self.unreduced = where, held, unreduced
+        self.decidable = [contest for contest in held if contest.pairs]
+        self.in_front = Counter(shown_name(leader) for contest in self.decidable for leader in contest.leaders)
+        self.alone = Counter(shown_name(c.best) for c in self.decidable if len(c.leaders) == 1)
+        self.strongest = (self.decidable or held)[-1]
+
+    @property
+    def behind(self) -> list[str]:
+        """The methods that are not in front somewhere."""
+        names = dict.fromkeys(shown_name(row) for contest in self.decidable for row in contest.settings)
+        return [name for name in names if self.in_front[name] < len(self.decidable)]
+
+    @property
+    def champion(self) -> str:
+        """The method that is in front most often; of several, the one that is most often alone there."""
+        ranked = sorted(self.in_front, key=lambda name: (-self.in_front[name], -self.alone[name]))
+        return ranked[0] if ranked else shown_name(self.strongest.best)
+
+    @property
+    def front(self) -> list[str]:
+        """The methods that are in front at every budget, or the champion where none is."""
+        total = len(self.decidable)
+        return [name for name, count in self.in_front.items() if count == total] or [self.champion]
+
+    def settings_of(self, name: str) -> list[Setting]:
+        """The settings of a method, the dearest first."""
+        rows = [setting for contest in self.contests for setting in contest.settings]
+        return [setting for setting in rows if shown_name(setting) == name]
+
+
+def tracks(results: Results, found: Sequence[Contest]) -> list[Track]:
+    """The contests of each model, off the shelf and trained apart."""
+    groups: dict[tuple[str, bool], list[Contest]] = {}
+    for contest in found:
+        if contest.saved > 0:
+            groups.setdefault((contest.model, contest.trained), []).append(contest)
+    models, trainings = {model for model, _ in groups}, {trained for _, trained in groups}
+    held = []
+    for (model, trained), contests in groups.items():
+        training = ("trained methods" if trained else "off the shelf") if len(trainings) > 1 else ""
+        where = ", ".join(part for part in (model if len(models) > 1 else "", training) if part)
+        held.append(Track(where, contests, results.unreduced(model)))
+    return held
+
+
+def answers(held: Sequence[Track], timings: Timings) -> dict[str, list[Answer]]:
+    """The answers to `QUESTIONS`, one for each track."""
+    found = [
+        [_winner(track) for track in held],
+        [_margin(track) for track in held],
+        [_significance(track) for track in held],
+        [_speed(track, timings) for track in held],
+    ]
+    return dict(zip(QUESTIONS, found, strict=True))
+
+
+def verdicts(held: Sequence[Track], losses: dict[tuple[str, str, str], Interval], timings: Timings) -> list[Verdict]:
+    """A line per model and budget.
+
+    Args:
+        held: what was compared.
+        losses: points lost against the unreduced model, by model, method and budget.
+        timings: what was timed.
+    """
+    return [_verdict(track, contest, losses, timings) for track in held for contest in track.contests]
+
+
+def budget_words(contest: Contest) -> str:
+    """A budget as what it saves: `30 % fewer FLOPs`, with its name where that is no fraction."""
+    try:
+        return f"{100 * (1 - float(contest.budget)):.3g} % fewer FLOPs"
+    except ValueError:  # k=40, 3.26 GFLOPs
+        return f"{contest.budget}, {100 * contest.saved:.0f} % fewer FLOPs"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words as a sentence has them: `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def p_words(p: float) -> str:
+    """A p-value with two significant digits."""
+    return "<0.0001" if p < 0.0001 else f"{p:.2g}"
+
+
+def interval_words(value: Interval, form: str = ".2f") -> str:
+    """An estimate with its interval."""
+    return f"{value.value:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def _at_all(count: int) -> str:
+    return {1: "at the only budget", 2: "at both budgets"}.get(count, f"at all {count} budgets")
+
+
+def _winner(track: Track) -> Answer:
+    total = len(track.decidable)
+    if not total:
+        return Answer(track.where, "Nothing to rank", _why_not(track))
+    everywhere = [name for name in track.front if track.in_front[name] == total]
+    name, alone = track.champion, track.alone[track.champion]
+    if len(everywhere) == 1 and alone:
+        short = name
+        detail = f"In front {_at_all(total)}"
+        detail += "." if total == 1 else f", and alone there at {'all of them' if alone == total else alone}."
+    elif everywhere:
+        short = "No clear winner"
+        detail = f"{listed(everywhere)} cannot be told from the best {_at_all(total)}."
+        if track.behind:
+            detail += f" Behind{'' if total == 1 else ' at one of them or more'}: {listed(track.behind)}."
+    else:
+        short = "It depends on the budget"
+        detail = f"In front: {_counted(track.in_front, total)}."
+    return Answer(track.where, short, detail)
+
+
+def _counted(counts: Counter[str], total: int) -> str:
+    return ", ".join(f"{name} at {count} of {total}" for name, count in counts.most_common(4))
+
+
+def _why_not(track: Track) -> str:
+    methods = list(dict.fromkeys(shown_name(row) for contest in track.contests for row in contest.settings))
+    if len(methods) == 1:
+        return f"Only {methods[0]} has results here, so there is nothing to compare it with but the unreduced model."
+    return (
+        "No two methods were run at the same FLOPs (within 1 %), and at different FLOPs none is called better. Sweep "
+        "with --budgets, which gives every method the same FLOPs; the curves below can still be looked at."
+    )
+
+
+def _margin(track: Track) -> Answer:
+    contest = track.strongest
+    best, pair = contest.best, contest.next
+    name, at = shown_name(best), budget_words(contest)
+    kept = f"At {at} {name} gets {best['top1']:.2f} % of the images right"
+    kept += "" if track.unreduced is None else f" (the unreduced model {track.unreduced['top1']:.2f} %)"
+    if pair is None:
+        lost = "" if track.unreduced is None else f"{track.unreduced['top1'] - best['top1']:.2f} points lost"
+        return Answer(track.where, lost or "Unknown", f"{kept}.")
+    short = f"{pair.difference.value:.2f} points{'' if pair.decided else ', a tie'}"
+    detail = f"{kept}, {_lead(pair)}"
+    if len(contest.settings) > 2:
+        last = contest.settings[-1]
+        detail += f", and {best['top1'] - last['top1']:.2f} more than the last, {shown_name(last)}"
+    others = " Other budgets: see the table." if len(track.contests) > 1 else ""
+    return Answer(track.where, short, f"{detail}.{others}")
+
+
+def _lead(pair: Pair) -> str:
+    difference = pair.difference
+    return (
+        f"{difference.value:.2f} points more than the next, {shown_name(pair.behind)} (95 % interval "
+        f"{difference.low:.2f} to {difference.high:.2f})"
+    )
+
+
+def _significance(track: Track) -> Answer:
+    if not track.decidable:
+        return Answer(track.where, "Not tested", "There is nothing to test without two methods at the same FLOPs.")
+    won = [contest for contest in track.decidable if len(contest.leaders) == 1]
+    total = len(track.decidable)
+    short = "No" if not won else "Yes" if len(won) == total else f"At {len(won)} of {total} budgets"
+    pair = track.strongest.next
+    assert pair is not None
+    images = int(pair.ahead["n_images"])
+    detail = ""
+    if won:
+        detail += f"One method is ahead of all others at {listed([budget_words(contest) for contest in won])}. "
+    if len(won) < total:
+        where = "At the others the" if won else "Everywhere the" if total > 1 else "The"
+        detail += f"{where} best are tied: {images:,} images cannot decide. "
+    if not pair.decided and pair.images_needed is not None:
+        detail += (
+            f"To tell {shown_name(pair.ahead)} from {shown_name(pair.behind)} at {budget_words(track.strongest)} would "
+            f"take about {pair.images_needed:,} images. "
+        )
+    return Answer(track.where, short, detail.strip())
+
+
+def _speed(track: Track, timings: Timings) -> Answer:
+    """Of the methods in front, each at its fastest budget, in the way of running that suits the fastest of them."""
+    settings = [setting for name in track.front for setting in track.settings_of(name)]
+    timed = [(setting, timing) for setting in settings for timing in timings.of(setting)]
+    if not timed:
+        return Answer(track.where, "Not measured", _rough(track, timings))
+    ranked = sorted((timing for _, timing in timed), key=lambda timing: -timing.speedup.value)
+    way, slowest = ranked[0].way, ranked[-1]
+    fastest: dict[str, tuple[Setting, Timing]] = {}
+    for setting, timing in sorted(timed, key=lambda pair: -pair[1].speedup.value):
+        if timing.way == way:
+            fastest.setdefault(shown_name(setting), (setting, timing))
+    faster = [name for name, (_, timing) in fastest.items() if timing.verdict == "faster"]
+    if not faster:
+        short = "No"
+    elif all(timing.verdict == "faster" for timing in ranked):
+        short = "Yes"
+    else:
+        short = f"Sometimes: {listed(faster)}"
+    times = [f"{name} {interval_words(timing.speedup)} at {held['budget']}" for name, (held, timing) in fastest.items()]
+    detail = f"Times as fast as the unreduced model on {ranked[0].place}: {', '.join(times)}."
+    if slowest.way != way:
+        detail += f" Down to {interval_words(slowest.speedup)} on {slowest.place}."
+    return Answer(track.where, short, detail)
+
+
+def _rough(track: Track, timings: Timings) -> str:
+    """What the sweep's own clock says, for what it is worth."""
+    settings, said = track.settings_of(track.champion), ""
+    if track.unreduced is not None and track.unreduced["images_per_s"] > 0:
+        ratios = [setting["images_per_s"] / track.unreduced["images_per_s"] for setting in settings]
+        low, high = f"{min(ratios):.2g}", f"{max(ratios):.2g}"
+        said = f" It gives {track.champion} {low if low == high else f'{low} to {high}'} times the unreduced speed."
+    none = "No profile here has timed these settings" if timings else "This report was given no profile"
+    return f"{none}. The sweep's own clock tells orders of magnitude only, and cannot decide.{said}"
+
+
+def _verdict(track: Track, contest: Contest, losses: dict[tuple[str, str, str], Interval], timings: Timings) -> Verdict:
+    best = contest.best
+    loss = losses.get((contest.model, shown_name(best), contest.budget))
+    return Verdict(
+        where=track.where,
+        budget=budget_words(contest),
+        winner=shown_name(best),
+        outcome=_outcome(contest),
+        top1=f"{best['top1']:.2f} %",
+        loss="" if loss is None else interval_words(loss),
+        leads=_leads(contest),
+        p="" if contest.next is None else p_words(contest.next.p_adjusted),
+        speeds=[f"{interval_words(timing.speedup)}: {timing.way}" for timing in timings.of(best)],
+    )
+
+
+def _outcome(contest: Contest) -> str:
+    if not contest.pairs:
+        return "alone here" if len(contest.settings) == 1 else f"not ranked: FLOPs {100 * contest.apart:.1f} % apart"
+    tied = [shown_name(leader) for leader in contest.leaders[1:]]
+    if not tied:
+        return "wins"
+    return "tied with all others" if len(tied) == len(contest.settings) - 1 > 1 else f"tied with {listed(tied)}"
+
+
+def _leads(contest: Contest) -> list[str]:
+    """The lead over the next, and, after a tie, over the first that is told apart."""
+    pairs = [pair for pair in contest.pairs if pair.ahead is contest.best]
+    decided = [pair for pair in pairs[1:] if pair.decided and pair.behind not in contest.leaders]
+    told = decided[:1] if len(contest.leaders) > 1 else []
+    lines = [f"{interval_words(pair.difference, '+.2f')} over {shown_name(pair.behind)}" for pair in pairs[:1]]
+    return lines + [
+        f"{interval_words(pair.difference, '+.2f')} over {shown_name(pair.behind)}, p {p_words(pair.p_adjusted)}"
+        for pair in told
+    ]
