@@ -94,7 +94,7 @@
     const chart = chosen();
     element("chart").ariaLabel = chart.alt;
     element("chart-caption").textContent = chart.caption;
-    const made = await vegaEmbed("#chart", specification(false), options);
+    const made = await vegaEmbed("#chart > div", specification(false), options); // which gives it a role of its own
     if (turn === drawing) view = made.view;
     else made.finalize(); // another chart was chosen meanwhile
   };
