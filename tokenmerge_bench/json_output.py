@@ -21,7 +21,11 @@ def write_json(document: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     """A value as JSON has it."""
     if isinstance(value, pd.DataFrame):
-        return [_plain(row) for row in value.to_dict("records")]
+        # Text that is empty is missing as soon as it has been through a CSV file.
+        return [
+            _plain({key: None if str(held) == "" else held for key, held in row.items()})
+            for row in value.to_dict("records")
+        ]
     if isinstance(value, Mapping):
         return {str(key): _plain(held) for key, held in value.items()}
     if isinstance(value, (list, tuple)):
