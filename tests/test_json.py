@@ -173,6 +173,18 @@ def test_tables_and_figures(tmbench: Command, two: None) -> None:
     assert_documented(document(done.out))
 
 
+def test_pictures_and_reports(tmbench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenmerge_bench.figures.merges.write", lambda _, paths: paths)
+    done = tmbench("show", "--methods", "dhtm", "--formats", "svg", "--json")
+    assert (done.code, done.err) == (0, "")
+    found = document(done.out)
+    assert [Path(file).suffix for file in found["files"]] == [".svg"]
+    assert_documented(found)
+    monkeypatch.setattr("tokenmerge_bench.report.write_report", lambda folders, out: None)
+    done = tmbench("report", "two", "--json")
+    assert document(done.out) == {"files": ["report.html"]}
+
+
 def test_a_profile(tmbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokenmerge_bench import profiling
 
