@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sweep test lint types docs clean
+.PHONY: sweep test lint types docs site clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/tmbench sweep --out results/demo
@@ -30,6 +30,10 @@ docs: $(VENV)/.installed
 	$(BIN)/tmbench run fig2 --dataset demo --out results/fig2-demo
 	$(BIN)/tmbench figures results/fig2-demo --only fig2,fig3 --formats png,svg --out docs/figures/explained
 
+site: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs build/site
+	@echo "build/site/index.html"
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
@@ -43,4 +47,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
 	touch $@ $(VENV)/.installed

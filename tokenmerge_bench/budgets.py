@@ -50,7 +50,7 @@ class Budget:
 
     @property
     def recorded(self) -> str:
-        """The budget as it stands in the results: `0.7`, `3.26 GFLOPs`, `k=40`."""
+        """The budget as it stands in the results, such as `0.7`, `3.26 GFLOPs` or `k=40`."""
         if self.kind == "fraction":
             return f"{self.number:g}"
         return f"{self.number:g} GFLOPs" if self.kind == "gflops" else f"{self.kind}={self.text}"

@@ -39,7 +39,7 @@ class MethodSpec:
 
     @property
     def changed(self) -> str:
-        """Options that differ from the defaults, as typed: `connectivity=4:layers=all`."""
+        """Options that differ from the defaults, as they are typed behind the name of the method."""
         default = self.type.options_type()
         values = {
             f.name: getattr(self.options, f.name)

@@ -124,7 +124,7 @@ class ReducedViT(nn.Module):
         self._stock = (model,)  # in a tuple, so that nn.Module does not list the weights twice
         self.last: Pass | None = None  # the forward pass under way, or the last one
         self.drop = False
-        """Whether to drop tokens by position and ask no reducer: the same shapes at no cost, and no sizes."""
+        """Whether to drop tokens by position and ask no reducer, for the same shapes at no cost, and no sizes."""
         self.model = _with_children(model, blocks=nn.Sequential(*self._wrap_blocks(cast(VisionTransformer, model))))
         stock = set(model.modules())
         for module in self.modules():  # frozen parts of the stock model keep their own mode

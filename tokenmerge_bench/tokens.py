@@ -38,6 +38,7 @@ class Tokens:
     """
 
     features: Float[Tensor, "B N C"]
+    """What is merged, in the model's precision."""
     sizes: Float[Tensor, "B N"]
     """Number of original patches that each token stands for."""
     lineage: Lineage | None
