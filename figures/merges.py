@@ -33,6 +33,8 @@ COLUMNS = 6
 """At most so many reductions are shown, the last one among them."""
 PIXELS = 448
 """About the side of a panel at `style`'s resolution; really the next multiple of the image's, so that all are crisp."""
+WIDTH, COARSE = 0.45, 5.0
+"""Points: width of the white lines between tokens, and of patches that are not too small for it."""
 HEAT = "viridis"
 OTHER = "\N{NOT EQUAL TO}"
 """Stands before a prediction that is not the unreduced model's."""
@@ -93,9 +95,18 @@ def borders(owner: Owner, grid: tuple[int, int]) -> Path:
     return Path(vertices, np.tile([Path.MOVETO, Path.LINETO], len(vertices) // 2))
 
 
-def draw_borders(ax: Axes, owner: Owner, grid: tuple[int, int], width: float = 0.45, colour: Any = None) -> None:
-    """The borders of tokens, `width` points wide: white in black, to be seen on all regions, or in one colour."""
-    path = borders(owner, grid)
+def draw_borders(ax: Axes, owner: Owner, grid: tuple[int, int], width: float | None = None, colour: Any = None) -> None:
+    """The borders of tokens: white in black, to be seen on all regions, or in one colour.
+
+    Args:
+        ax: where; its size on the page, at the moment, decides how thin the lines of a fine grid are.
+        owner: (N0,) token of each patch.
+        grid: rows and columns of patches.
+        width: in points; by default at most `WIDTH`.
+        colour: instead of white in black.
+    """
+    path, patch = borders(owner, grid), 72 * ax.bbox.width / ax.figure.dpi / grid[1]
+    width = min(WIDTH, WIDTH * patch / COARSE) if width is None else width
     for each, points in [("black", 2 * width), ("white", width)] if colour is None else [(colour, width)]:
         ax.add_patch(PathPatch(path, fill=False, edgecolor=each, linewidth=points, capstyle="projecting"))
 
@@ -252,7 +263,7 @@ def panels(shown: Shown, run: Run, room: int) -> dict[int, Panel]:
     for column, heat in enumerate(heats(shown), start=room):
         values = heat.values[shown.runs.index(run)]
         if values is not None:
-            each = f"{100 * values.min():.2g} to {100 * values.max():.3g} % per patch"
+            each = f"{100 * values.min():.2f} to {100 * values.max():.2f} % per patch"
             end = run.sites[-1].owner if run.sites else None
             row[column] = Panel(heated(shown.picture, shown.grid, values), end, [heat.title, each])
     return row

@@ -37,7 +37,7 @@ from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.results import Site
-from tokenmerge_bench.show import Run, Shown, Viewer, Wanted, choose_images
+from tokenmerge_bench.show import Run, Shown, Viewer, Wanted, named_images, usual_images
 from tokenmerge_bench.watching import ClassAttention, merge_sequence
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -126,8 +126,7 @@ def show(
     if checkpoints or key not in _viewers:  # opened once for all images
         _viewers[key] = Viewer(experiment, {experiment.models[0]: weights}, checkpoints, wanted)
     viewer = _viewers[key]
-    chosen = choose_images([str(name) for name in names], experiment, viewer.own.model)
-    return [viewer.look(one) for one in chosen]
+    return [viewer.look(one) for one in named_images([str(name) for name in names], experiment)]
 
 
 def loaded(name: str, weights: Path) -> torch.nn.Module:
@@ -514,11 +513,11 @@ def test_class_names(three: Shown, rgb_weights: Path, image_folder: Path) -> Non
 def test_images_that_are_chosen(weights: Path, rgb_weights: Path) -> None:
     grey_model, model = loaded(TINY, weights), loaded(TINY_RGB, rgb_weights)
     free = Experiment(methods=["dhtm"], models=[TINY], k=["1"], limit=2)
-    assert [one.images.name for one in choose_images([], free, grey_model)] == ["demo", "demo"]
-    assert [one.name for one in choose_images(["demo[4]"], free, grey_model)] == ["demo[4]"]
+    assert [one.images.name for one in usual_images(free, grey_model)] == ["demo", "demo"]
+    assert [one.name for one in named_images(["demo[4]", "demo[2]"], free)] == ["demo[4]", "demo[2]"]
     pytest.importorskip("sklearn")
-    assert [one.name for one in choose_images([], free, model)] == ["flower.jpg", "china.jpg"]
-    assert choose_images([], free, model)[0].load().size == (640, 427)
+    assert [one.name for one in usual_images(free, model)] == ["flower.jpg", "china.jpg"]
+    assert usual_images(free, model)[0].load().size == (640, 427)
 
 
 def test_what_a_model_sees_is_cropped_as_it_is_evaluated() -> None:

@@ -142,39 +142,48 @@ class Chosen:
         return ImageOps.exif_transpose(image) if self.loose else image
 
 
-def choose_images(names: Sequence[str], experiment: Experiment, model: nn.Module) -> list[Chosen]:
-    """The images that are named, or a choice from the experiment's data set if none is.
+def named_images(names: Sequence[str], experiment: Experiment) -> list[Chosen]:
+    """Images by name: files, or images of the experiment's data set as tables of outcomes name them.
 
-    Args:
-        names: image files, or images of the data set as tables of outcomes name them, such as `demo[17]`.
-        experiment: its data set, number of images and seed. Where it leaves the data set to the user, a model of grey
-            images gets the embedded ones, and any other the photographs of scikit-learn.
-        model: that is to see them.
+    Where the experiment leaves the data set to the user, such a name is one of the embedded images: `demo[17]`.
 
     Raises:
         InputError: for a name that is no image.
     """
     loose = {name: _loose(name) for name in names if Path(name).exists()}
-    if names and len(loose) == len(names):
-        return list(loose.values())
-    grey = image_shape(model)[0] == 1
-    dataset = experiment.dataset or ("demo" if grey else None)
-    if dataset is None and not names:
-        return [_loose(name) for name in _photographs()[: experiment.limit]]
     missing = [name for name in names if name not in loose]
-    if dataset is None:
-        raise InputError(f"image '{missing[0]}' does not exist; check the path, or name its data set by --dataset.")
-    data_dir = Path(experiment.data_dir).expanduser() if experiment.data_dir else None
-    images = open_dataset(dataset, data_dir, experiment.split)
-    if not names:
-        return [Chosen(images, int(i), False) for i in subset(images, experiment.limit, experiment.seed)]
+    if not missing:
+        return list(loose.values())
+    images = _dataset(experiment, experiment.dataset or "demo")
     place = {name: index for index, name in enumerate(images.paths)}
     if unknown := [name for name in missing if name not in place]:
         raise InputError(
             f"image '{unknown[0]}' does not exist, and data set '{images.name}' has none of this name (it has "
-            f"'{images.paths[0]}', ...); check the path."
+            f"'{images.paths[0]}', ...); check the path, or name its data set by --dataset."
         )
     return [loose.get(name) or Chosen(images, place[name], False) for name in names]
+
+
+def usual_images(experiment: Experiment, model: nn.Module) -> list[Chosen]:
+    """A choice of the experiment's data set, by its number of images and its seed.
+
+    Where it leaves the data set to the user, a model of grey images gets the embedded ones, and any other the
+    photographs that come with scikit-learn.
+
+    Raises:
+        InputError: if there are none.
+    """
+    grey = image_shape(model)[0] == 1
+    dataset = experiment.dataset or ("demo" if grey else None)
+    if dataset is None:
+        return [_loose(name) for name in _photographs()[: experiment.limit]]
+    images = _dataset(experiment, dataset)
+    return [Chosen(images, int(index), False) for index in subset(images, experiment.limit, experiment.seed)]
+
+
+def _dataset(experiment: Experiment, dataset: str) -> ImageSet:
+    data_dir = Path(experiment.data_dir).expanduser() if experiment.data_dir else None
+    return open_dataset(dataset, data_dir, experiment.split)
 
 
 def _loose(name: str) -> Chosen:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tokenmerge_bench.commands.shared import load_plugins, tell
+from tokenmerge_bench.commands.shared import complain, load_plugins, tell
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.flags import (
     OUTPUT,
@@ -18,6 +18,7 @@ from tokenmerge_bench.flags import (
     WEIGHTS,
     Comparison,
     Images,
+    Json,
     Plugins,
     Running,
     option,
@@ -64,6 +65,7 @@ def show(
         Path | None, option("Folder, or the file of a single picture; by default show/.", "PATH", OUTPUT)
     ] = None,
     plugin: Plugins = None,
+    as_json: Json = False,
 ) -> None:
     """Draw what methods merge on images: tokens, their number, the prediction.
 
@@ -72,21 +74,30 @@ def show(
     """
     load_plugins(plugin)
     from tokenmerge_bench.figures import merges
-    from tokenmerge_bench.show import Viewer, Wanted, choose_images
+    from tokenmerge_bench.json_output import write_json
+    from tokenmerge_bench.show import Viewer, Wanted, named_images, usual_images
 
     experiment = _experiment(comparison, images, seed, trained, untrained, animate)
     files = _Files(out, formats, MOVING if animate else STILL, image or [])
+    named = named_images(image or [], experiment)
     own, checkpoints = Running(weights=weights).given_weights(experiment.models)
     viewer = Viewer(experiment, own, checkpoints, Wanted(attention, token, animate))
-    chosen = choose_images(image or [], experiment, viewer.own.model)
+    chosen = named or usual_images(experiment, viewer.own.model)
     files.expect(len(chosen) * (len(viewer.labels) if animate else 1))
+    written: list[Path] = []
+    left_out: dict[str, str] = {}
     for one in chosen:
         shown = viewer.look(one)
         drawings = merges.animations(shown) if animate else [("merges", merges.draw(shown))]
         for what, drawing in drawings:
-            tell(merges.write(drawing, files.of(one.name, what)), {})
+            paths = merges.write(drawing, files.of(one.name, what))
+            written += paths
+            tell([] if as_json else paths, {})
         if animate:
-            tell([], {run.label: f"{run.label}: {run.obstacle}" for run in shown.runs if run.obstacle})
+            left_out |= {run.label: f"{run.label}: {run.obstacle}" for run in shown.runs if run.obstacle}
+    complain(left_out.values())
+    if as_json:
+        write_json({"files": written, "left_out": left_out})
 
 
 def _experiment(
