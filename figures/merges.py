@@ -335,7 +335,7 @@ def notes(shown: Shown, room: int) -> list[str]:
 
 # --- animations -------------------------------------------------------------------------------------------------------
 
-FRAMES = 120
+FRAMES = 200
 """At most about so many merges are shown one by one; of more, several in a frame."""
 FIRST, STEP, PAUSE, END = 1500, 100, 900, 3000
 """Milliseconds: the whole image, a merge, what leaves a block, the end."""
@@ -360,13 +360,12 @@ def animated(shown: Shown, run: Run) -> Animation:
     last = {frame.block: number for number, frame in enumerate(run.frames)}  # of each block
     stride = -(-len(run.frames) // FRAMES)
     kept = [(i, frame) for i, frame in enumerate(run.frames) if i in last.values() or i % stride == stride - 1]
-    says = [shown.image, f"at first: {cells} tokens"]
     canvas = _Canvas(shown, f"{run.label} {run.knob}")
-    frames, owner = [canvas.paint(np.arange(cells), None, says)], np.arange(cells)
+    frames, owner = [canvas.paint(np.arange(cells), None, f"at first: {cells} tokens")], np.arange(cells)
     for number, frame in kept:
         final = predicted(shown, run) if number == len(run.frames) - 1 else []
-        says = [shown.image, f"block {frame.block + 1}: {frame.tokens} tokens", *final[:1]]
-        frames.append(canvas.paint(frame.owner, grown(owner, frame.owner), says))
+        says = [f"block {frame.block + 1}: {frame.tokens} tokens", *final[:1]]
+        frames.append(canvas.paint(frame.owner, grown(owner, frame.owner), *says))
         owner = frame.owner
     times = [FIRST, *(PAUSE if number in last.values() else STEP for number, _ in kept)]
     return Animation(frames, [*times[:-1], END])
@@ -378,25 +377,28 @@ def grown(before: Owner, after: Owner) -> Owner:
 
 
 class _Canvas:
-    """One panel on which frame after frame is painted, under a heading."""
+    """One panel on which frame after frame is painted, under a heading, the image's name and two lines of text."""
 
     def __init__(self, shown: Shown, heading: str) -> None:
-        self.picture, self.grid, self.heading = shown.picture, shown.grid, heading
+        self.picture, self.grid, self.above = shown.picture, shown.grid, (heading, shown.image)
         height, width = (scale(shown.picture) * side / INCH for side in shown.picture.shape[:2])
-        self.page = _Page(max(width, NARROWEST) + 2 * MARGIN, height + 4 * LINE + 3 * MARGIN)
-        self.axes = self.page.axes(MARGIN, 4 * LINE + 2 * MARGIN, width, height)
+        self.room = max(width, NARROWEST)
+        text = LINE * (2 + sum(len(wrapped(line, self.room)) for line in self.above))
+        self.page = _Page(self.room + 2 * MARGIN, text + height + 3 * MARGIN)
+        self.axes = self.page.axes(MARGIN, text + 2 * MARGIN, width, height)
         self.page.figure.set_dpi(INCH)
         self.canvas: Any = FigureCanvasAgg(self.page.figure)
 
-    def paint(self, owner: Owner, marked: Owner | None, lines: Sequence[str]) -> Image.Image:
-        """A frame: tokens, of which the `marked` ones are lined, and at most three lines of text."""
+    def paint(self, owner: Owner, marked: Owner | None, *lines: str) -> Image.Image:
+        """A frame: tokens, of which the `marked` ones have strong borders, and at most two lines of text."""
         self.axes.clear()
         for text in list(self.page.figure.texts):
             text.remove()
         draw_tokens(self.axes, self.picture, self.grid, owner)
         if marked is not None:
-            draw_borders(self.axes, marked, self.grid, width=1.5, colour=style.PALETTE[1])
-        self.page.write(MARGIN, MARGIN, self.page.width - MARGIN, self.heading, *lines)
+            for colour, width in (("black", 2.5), (style.PALETTE[1], 1.5)):
+                draw_borders(self.axes, marked, self.grid, width, colour)
+        self.page.write(MARGIN, MARGIN, self.room, *self.above, *lines)
         self.canvas.draw()
         return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
 
@@ -407,12 +409,16 @@ def write(drawing: Figure | Animation, files: Sequence[FilePath]) -> list[FilePa
         if isinstance(drawing, Figure):
             style.save(drawing, file.parent, file.stem, (file.suffix[1:],))
         else:
-            write_bytes(file, _encoded(drawing, "GIF" if file.suffix == ".gif" else "PNG"))
+            gif = file.suffix == ".gif"
+            first, *others = with_one_palette(drawing.frames) if gif else drawing.frames
+            form, times, buffer = "GIF" if gif else "PNG", drawing.milliseconds, io.BytesIO()
+            first.save(buffer, form, save_all=True, append_images=others, duration=times, loop=0)
+            write_bytes(file, buffer.getvalue())
     return list(files)
 
 
-def _encoded(animation: Animation, form: str) -> bytes:
-    first, *others = animation.frames
-    buffer = io.BytesIO()
-    first.save(buffer, form, save_all=True, append_images=others, duration=animation.milliseconds, loop=0)
-    return buffer.getvalue()
+def with_one_palette(frames: Sequence[Image.Image]) -> list[Image.Image]:
+    """The frames in 256 colours, the same for all and undithered, so that what stands still is stored once."""
+    some = [*frames[:: max(1, len(frames) // 4)], frames[-1]]
+    colours = Image.fromarray(np.concatenate([np.asarray(frame) for frame in some])).quantize(256)
+    return [frame.quantize(palette=colours, dither=Image.Dither.NONE) for frame in frames]
