@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_profiles import base, cell, written
 from made_results import DEIT, made, nothing, point, right, unreduced
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, sync_playwright
 
 from tokenmerge_bench.report import write_report
 
@@ -76,13 +76,17 @@ class Opened:
         self.faults: list[str] = []
         self.page.on("console", lambda message: self.faults.append(message.text))
         self.page.on("pageerror", lambda error: self.faults.append(str(error)))
-        self.page.on("dialog", lambda dialog: (self.faults.append(dialog.message), dialog.dismiss()))
-        self.page.on("request", lambda request: self._note(request.url))
+        self.page.on("dialog", self._dismiss)
+        self.page.on("request", self._note)
         self.page.goto(address)
 
-    def _note(self, url: str) -> None:
-        if not url.startswith(("file:", "data:", "blob:")):
-            self.faults.append(url)
+    def _dismiss(self, dialog: Dialog) -> None:
+        self.faults.append(dialog.message)
+        dialog.dismiss()
+
+    def _note(self, request: Request) -> None:
+        if not request.url.startswith(("file:", "data:", "blob:")):
+            self.faults.append(request.url)
 
     def drawn(self) -> Page:
         """The page with its live chart."""

@@ -15,6 +15,8 @@ from tokenmerge_bench.report.timings import Timing, Timings
 from tokenmerge_bench.results import Results
 from tokenmerge_bench.statistics import Interval
 
+WAYS = 3
+"""At most so many times of one setting stand in the table of verdicts."""
 QUESTIONS = ("Which method wins?", "By how much?", "Is that significant?", "Is it faster?")
 
 
@@ -64,6 +66,10 @@ class Track:
         """The method that is in front most often; of several, the one that is most often alone there."""
         ranked = sorted(self.in_front, key=lambda name: (-self.in_front[name], -self.alone[name]))
         return ranked[0] if ranked else shown_name(self.strongest.best)
+
+    def won_by_champion(self, contest: Contest) -> bool:
+        """Whether the champion is alone in front."""
+        return [shown_name(leader) for leader in contest.leaders] == [self.champion]
 
     @property
     def front(self) -> list[str]:
@@ -177,27 +183,25 @@ def _why_not(track: Track) -> str:
 
 
 def _margin(track: Track) -> Answer:
-    contest = track.strongest
+    """At the strongest budget at which the champion wins, or the strongest at all."""
+    contest = next((won for won in reversed(track.decidable) if track.won_by_champion(won)), track.strongest)
     best, pair = contest.best, contest.next
-    name, at = shown_name(best), budget_words(contest)
-    kept = f"At {at} {name} gets {best['top1']:.2f} % of the images right"
+    kept = f"At {budget_words(contest)} {shown_name(best)} gets {best['top1']:.2f} % of the images right"
     kept += "" if track.unreduced is None else f" (the unreduced model {track.unreduced['top1']:.2f} %)"
     if pair is None:
         lost = "" if track.unreduced is None else f"{track.unreduced['top1'] - best['top1']:.2f} points lost"
         return Answer(track.where, lost or "Unknown", f"{kept}.")
     short = f"{pair.difference.value:.2f} points{'' if pair.decided else ', a tie'}"
-    detail = f"{kept}, {_lead(pair)}"
-    if len(contest.settings) > 2:
-        last = contest.settings[-1]
-        detail += f", and {best['top1'] - last['top1']:.2f} more than the last, {shown_name(last)}"
+    beyond = contest.beyond
+    leads = [_lead(pair, "the next"), *([_lead(beyond, "the first that is told apart")] if beyond else [])]
     others = " Other budgets: see the table." if len(track.contests) > 1 else ""
-    return Answer(track.where, short, f"{detail}.{others}")
+    return Answer(track.where, short, f"{kept}: {listed(leads)}.{others}")
 
 
-def _lead(pair: Pair) -> str:
+def _lead(pair: Pair, which: str) -> str:
     difference = pair.difference
     return (
-        f"{difference.value:.2f} points more than the next, {shown_name(pair.behind)} (95 % interval "
+        f"{difference.value:.2f} points more than {shown_name(pair.behind)}, {which} (95 % interval "
         f"{difference.low:.2f} to {difference.high:.2f})"
     )
 
@@ -237,9 +241,10 @@ def _speed(track: Track, timings: Timings) -> Answer:
     for setting, timing in sorted(timed, key=lambda pair: -pair[1].speedup.value):
         if timing.way == way:
             fastest.setdefault(shown_name(setting), (setting, timing))
-    faster = [name for name, (_, timing) in fastest.items() if timing.verdict == "faster"]
+    found = {name: timing.verdict for name, (_, timing) in fastest.items()}
+    faster = [name for name, verdict in found.items() if verdict == "faster"]
     if not faster:
-        short = "No"
+        short = "No, slower" if set(found.values()) == {"slower"} else "Cannot be told"
     elif all(timing.verdict == "faster" for timing in ranked):
         short = "Yes"
     else:
@@ -253,9 +258,10 @@ def _speed(track: Track, timings: Timings) -> Answer:
 
 def _rough(track: Track, timings: Timings) -> str:
     """What the sweep's own clock says, for what it is worth."""
-    settings, said = track.settings_of(track.champion), ""
-    if track.unreduced is not None and track.unreduced["images_per_s"] > 0:
-        ratios = [setting["images_per_s"] / track.unreduced["images_per_s"] for setting in settings]
+    speeds = [setting["images_per_s"] for setting in track.settings_of(track.champion) if setting["images_per_s"] > 0]
+    said = ""
+    if speeds and track.unreduced is not None and track.unreduced["images_per_s"] > 0:
+        ratios = [speed / track.unreduced["images_per_s"] for speed in speeds]
         low, high = f"{min(ratios):.2g}", f"{max(ratios):.2g}"
         said = f" It gives {track.champion} {low if low == high else f'{low} to {high}'} times the unreduced speed."
     none = "No profile here has timed these settings" if timings else "This report was given no profile"
@@ -274,8 +280,16 @@ def _verdict(track: Track, contest: Contest, losses: dict[tuple[str, str, str], 
         loss="" if loss is None else interval_words(loss),
         leads=_leads(contest),
         p="" if contest.next is None else p_words(contest.next.p_adjusted),
-        speeds=[f"{interval_words(timing.speedup)}: {timing.way}" for timing in timings.of(best)],
+        speeds=_speeds(timings.of(best)),
     )
+
+
+def _speeds(held: Sequence[Timing]) -> list[str]:
+    """A line for each way of running, or for the fastest and the slowest of many."""
+    if len(held) > WAYS:
+        ranked = sorted(held, key=lambda timing: -timing.speedup.value)
+        return [*_speeds([ranked[0], ranked[-1]]), f"the fastest and the slowest of {len(held)} ways"]
+    return [f"{interval_words(timing.speedup)}: {timing.way}" for timing in held]
 
 
 def _outcome(contest: Contest) -> str:
@@ -289,11 +303,10 @@ def _outcome(contest: Contest) -> str:
 
 def _leads(contest: Contest) -> list[str]:
     """The lead over the next, and, after a tie, over the first that is told apart."""
-    pairs = [pair for pair in contest.pairs if pair.ahead is contest.best]
-    decided = [pair for pair in pairs[1:] if pair.decided and pair.behind not in contest.leaders]
-    told = decided[:1] if len(contest.leaders) > 1 else []
-    lines = [f"{interval_words(pair.difference, '+.2f')} over {shown_name(pair.behind)}" for pair in pairs[:1]]
-    return lines + [
-        f"{interval_words(pair.difference, '+.2f')} over {shown_name(pair.behind)}, p {p_words(pair.p_adjusted)}"
-        for pair in told
-    ]
+    following = _over(contest.next) if contest.next else ""
+    beyond = f"{_over(contest.beyond)}, p {p_words(contest.beyond.p_adjusted)}" if contest.beyond else ""
+    return [line for line in (following, beyond) if line]
+
+
+def _over(pair: Pair) -> str:
+    return f"{interval_words(pair.difference, '+.2f')} over {shown_name(pair.behind)}"

@@ -21,7 +21,7 @@ from tokenmerge_bench.figures.style import Look
 
 WIDTH, HEIGHT = 720, 400
 """Of the SVG, in pixels; the live chart is as wide as its place."""
-LINE = 100
+LINE = 90
 """About how many characters of the legend are as wide as the SVG."""
 ACCURACY = "top-1 accuracy (%)"
 INK = "currentColor"
@@ -167,7 +167,8 @@ def _legend(plot: Plot, looks: Mapping[str, Look]) -> alt.Legend:
     drawn = set(plot.settings["method"]).union(plot.reported["method"])
     names = [name for name in looks if name in drawn]
     columns = max(1, min(5, LINE // (max(map(len, names), default=1) + 6)))
-    return alt.Legend(title=None, orient="bottom", columns=columns, values=names)
+    # Fonts of readers may be wider than the one that the SVG was measured with.
+    return alt.Legend(title=None, orient="bottom", columns=columns, columnPadding=30, values=names)
 
 
 def _domain(rows: pd.DataFrame, column: str) -> list[float]:

@@ -69,6 +69,12 @@ class Contest:
         return self.pairs[0] if self.pairs else None
 
     @property
+    def beyond(self) -> Pair | None:
+        """After a tie, the best and the most accurate that is told apart from it; None where there is neither."""
+        told = (pair for pair in self.pairs if pair.ahead is self.best and pair.behind not in self.leaders)
+        return next(told, None) if len(self.leaders) > 1 else None
+
+    @property
     def saved(self) -> float:
         """The fraction of the unreduced FLOPs that the best saves."""
         return float(self.best["reduction"])

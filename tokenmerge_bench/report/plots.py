@@ -120,7 +120,7 @@ def _over_rough_time(
             "rough time of the sweep",
             "time per image in the sweep, ms (orders of magnitude only)",
             "Not a measurement of speed: these times are added up from pieces that settings share, and tell orders of "
-            "magnitude. Give the folder of a `tmbench profile` to have measured time here.",
+            "magnitude. Give the folder of a profile beside the sweep's to have measured time here.",
             settings,
             _frame([]),
             unreduced,
