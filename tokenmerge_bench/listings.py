@@ -82,8 +82,11 @@ def model_rows() -> Rows:
 
 def models_sheet(rows: Rows) -> Sheet:
     """Models and weights."""
-    caption = "Any other timm VisionTransformer of pre-norm blocks works too, with --weights FILE."
-    columns = [Column("model"), Column("weights", least=30, rank=1)]
+    caption = (
+        "Weights of all but the first are downloaded from timm's hub when they are needed. Any other timm "
+        "VisionTransformer of pre-norm blocks works too, with --weights FILE."
+    )
+    columns = [Column("model"), Column("weights", rank=1)]
     return Sheet("", columns, [[row["model"], row["weights"]] for row in rows], caption=caption)
 
 
@@ -196,10 +199,10 @@ def flops_sheet(rows: Rows) -> Sheet:
     columns = [
         Column("method", least=14),
         Column("budget"),
-        Column("setting"),
-        Column("tokens leaving each block", least=18),
+        Column("setting", rank=1),
+        Column("tokens leaving each block", least=14),
         Column("GFLOPs", number=True),
-        Column("reducer", number=True, rank=1),
+        Column("reducer", number=True, rank=2),
         Column("saved", number=True),
     ]
     cells, starts = [], []

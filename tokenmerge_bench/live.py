@@ -68,13 +68,15 @@ class Board:
         grids = _grids(self.standings)
         room = console.height - 3  # the two lines above, and the one that the cursor is on
         for number, grid in enumerate(grids):
-            left = len(grids) - number - 1
-            rows = min(len(grid.rows), room - 3 - bool(left))  # title, headings, and a line that says what is missing
+            later = len(grids) - number - 1
+            columns = _columns(grid, options.max_width)
+            whole = 2 + len(grid.rows) + (columns < len(grid.budgets)) + bool(later) <= room
+            rows = len(grid.rows) if whole else room - 3 - bool(later)
             if rows < 1:
-                yield Text(f"and {left + 1} more models, for which there is no room here", style="dim")
+                yield _line(f"and {later + 1} more models", "dim")
                 return
-            yield from _drawn(grid, self.standings, rows, options.max_width)
-            room -= rows + 2 + (rows < len(grid.rows))
+            yield from _drawn(grid, self.standings, rows, columns)
+            room -= 2 + rows + (columns < len(grid.budgets) or not whole)
 
 
 @dataclass
@@ -104,36 +106,48 @@ def _grids(standings: Standings) -> list[Grid]:
     return list(grids.values())
 
 
-def _drawn(grid: Grid, standings: Standings, rows: int, width: int) -> Iterator[Table | Text]:
+def _columns(grid: Grid, width: int) -> int:
+    """How many budgets there is room for beside the methods; one at least."""
+    left = width - min(METHOD, max(map(len, grid.rows), default=0)) - 2
+    columns = 0
+    for budget in grid.budgets:
+        left -= max(LEAST_CELL, len(budget)) + 2
+        columns += left >= 0
+    return max(1, columns)
+
+
+def _drawn(grid: Grid, standings: Standings, rows: int, columns: int) -> Iterator[Table | Text]:
     names = [row if len(row) <= METHOD else f"{row[: METHOD - 1]}…" for row in grid.rows[:rows]]
-    widths = [max(LEAST_CELL, len(budget)) + 2 for budget in grid.budgets]
-    shown = len(widths)
-    while shown > 1 and max(map(len, names)) + 2 + sum(widths[:shown]) > width:
-        shown -= 1
+    budgets = grid.budgets[:columns]
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("", no_wrap=True)
-    for budget in grid.budgets[:shown]:
+    for budget in budgets:
         table.add_column(budget, justify="right", min_width=LEAST_CELL, no_wrap=True)
     for row, name in zip(grid.rows, names, strict=False):
-        table.add_row(name, *(_cell(grid.cells[row, budget], standings) for budget in grid.budgets[:shown]))
+        table.add_row(name, *(_cell(grid.cells[row, budget], standings) for budget in budgets))
     unreduced = "".join(f", unreduced {100 * one.right / one.seen:.1f}" for one in grid.unreduced if one.seen)
-    yield Text(grid.model + unreduced, style="bold", no_wrap=True, overflow="ellipsis")
+    yield _line(grid.model + unreduced, "bold")
     yield table
-    hidden = [(len(grid.rows) - rows, "methods"), (len(grid.budgets) - shown, "budgets")]
+    hidden = [(len(grid.rows) - rows, "methods"), (len(grid.budgets) - columns, "budgets")]
     if missing := [f"{number} more {what}" for number, what in hidden if number]:
-        yield Text(f"and {', '.join(missing)}, for which there is no room here", style="dim")
+        yield _line(f"and {', '.join(missing)}", "dim")
 
 
 def _how_sure(standings: Standings) -> Text:
     """What the numbers are, of how many images, and how far the least certain of them can be trusted."""
     running = [standing for standing in standings.by_point.values() if 0 < standing.seen < standings.images]
     if not running:
-        return Text(f"top-1 % on {standings.images:,} images", style="dim")
+        return _line(f"top-1 % on {standings.images:,} images", "dim")
     # The interval is widest for the fewest images, and there nearest to one half.
     widest = min(running, key=lambda one: (one.seen, abs(one.right / one.seen - 0.5)))
     low, high = wilson_interval(widest.right, widest.seen)
     images = f"{widest.seen:,} of {standings.images:,} images"
-    return Text(f"top-1 % so far, on {images}: ± {50 * (high - low):.1f} or less (95 %)", style="dim")
+    return _line(f"top-1 % so far, on {images}: ± {50 * (high - low):.1f} or less (95 %)", "dim")
+
+
+def _line(text: str, style: str) -> Text:
+    """A line that stays one in a narrow terminal."""
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _cell(cell: Sequence[Standing], standings: Standings) -> Text:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich import box
@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenmerge_bench.terminal import decorated
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
@@ -57,56 +59,66 @@ class Sheet:
         return [row[column] for row in self.rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Text | Table]:
-        shown, left_out = _fitting(self, options.max_width)
-        same = [f"{heading} {cells[0]}" for heading, cells in left_out.items() if len(set(cells)) == 1]
+        lines = decorated(console)
+        widths, left_out = _layout(self, options.max_width, lines)
+        same = [f"{heading}: {cells[0]}" for heading, cells in left_out.items() if len(set(cells)) == 1]
         gone = [heading for heading, cells in left_out.items() if len(set(cells)) > 1]
-        if title := ", ".join(filter(None, [self.title, *same])):
-            yield Text(title)
-        yield _table(self, shown, decorated(console))
+        yield from map(Text, filter(None, [self.title, *same]))
+        yield _table(self, widths, lines)
         if self.caption:
             yield Text(self.caption, style="dim")
         if gone:
             yield Text(f"Left out for want of room: {', '.join(gone)}. --json has all.", style="dim")
 
 
-def _table(sheet: Sheet, shown: Sequence[int], lines: bool) -> Table:
+def _table(sheet: Sheet, widths: Mapping[int, int], lines: bool) -> Table:
     table = Table(box=box.ROUNDED if lines else box.MARKDOWN)
-    for number in shown:
+    for number, width in widths.items():
         column = sheet.columns[number]
-        cells = sheet.cells(number)
-        table.add_column(
-            escape(textwrap.fill(column.heading, max(_width(cells), _width(column.heading.split())))),
-            justify="right" if column.number else "left",
-            no_wrap=column.least is None,
-            overflow="fold",
-            min_width=_least(column, cells),
-        )
+        heading = textwrap.fill(column.heading.replace(" %", f"{NO_BREAK}%"), width).replace(NO_BREAK, " ")
+        table.add_column(escape(heading), justify="right" if column.number else "left", overflow="fold", width=width)
     for number, row in enumerate(sheet.rows):
         first = not number or number in sheet.starts
         if lines and number and first:
             table.add_section()
         repeated = lines and bool(sheet.starts) and not first
-        table.add_row(*("" if repeated and column == 0 else escape(row[column]) for column in shown))
+        table.add_row(*("" if repeated and column == 0 else escape(row[column]) for column in widths))
     return table
 
 
-def _fitting(sheet: Sheet, room: int) -> tuple[list[int], dict[str, list[str]]]:
-    """The columns that fit, by number, and by heading the cells of those that do not, but for the blank ones."""
-    shown = list(range(len(sheet.columns)))
+def _layout(sheet: Sheet, room: int, lines: bool) -> tuple[dict[int, int], dict[str, list[str]]]:
+    """The widths of the columns that fit, by number, and by heading the cells of those that do not, but blank ones."""
+    # Markdown has headings of one line.
+    spared = {n: _width(_words(c.heading)) if lines else cell_len(c.heading) for n, c in enumerate(sheet.columns)}
+    widths = {n: max(spared[n], _least(column, sheet.cells(n))) for n, column in enumerate(sheet.columns)}
     left_out: dict[str, list[str]] = {}
-    least = [_least(column, sheet.cells(number)) for number, column in enumerate(sheet.columns)]
-    ranked = sorted((n for n in shown if sheet.columns[n].rank), key=lambda n: -sheet.columns[n].rank)
-    while ranked and sum(least[n] + 3 for n in shown) + 1 > room:
+    ranked = sorted((n for n in widths if sheet.columns[n].rank), key=lambda n: -sheet.columns[n].rank)
+    while ranked and _whole(widths) > room:
         number = ranked.pop(0)
-        shown.remove(number)
+        del widths[number]
         left_out[sheet.columns[number].heading] = [cell for cell in sheet.cells(number) if cell]
-    return shown, left_out
+    wanted = {number: max(width, _width(sheet.cells(number))) for number, width in widths.items()}
+    for _ in range(room - _whole(widths)):  # what is left goes to the narrowest of those that are folded
+        folded = [number for number, width in widths.items() if width < wanted[number]]
+        if folded:
+            widths[min(folded, key=widths.__getitem__)] += 1
+    return widths, left_out
+
+
+def _whole(widths: Mapping[int, int]) -> int:
+    """The width of a table: each column has a margin to either side and a line before it."""
+    return sum(width + 3 for width in widths.values()) + 1
 
 
 def _least(column: Column, cells: Sequence[str]) -> int:
-    """The smallest width in which a column is readable."""
+    """The smallest width in which the cells of a column are readable."""
     width = _width(cells)
-    return max(_width(column.heading.split()), width if column.least is None else min(column.least, width))
+    return width if column.least is None else min(column.least, width)
+
+
+def _words(heading: str) -> list[str]:
+    """The parts between which a heading may be broken; a % sign stays with what it belongs to."""
+    return [word.replace(NO_BREAK, " ") for word in heading.replace(" %", f"{NO_BREAK}%").split(" ")]
 
 
 def _width(cells: Sequence[str]) -> int:
