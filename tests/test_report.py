@@ -445,7 +445,7 @@ def test_the_csv_of_a_table_is_in_the_page(close: Contents, close_page: str) -> 
 def test_names_of_users_are_text_wherever_they_stand(tmp_path: Path) -> None:
     odd = f"a\"b'c&{EVIL}"
     found = told(
-        tmp_path,
+        tmp_path / '"><img src=x onerror=alert(1)>',
         unreduced(right(90), model=odd, weights=EVIL),
         at(EVIL, "0.7", right(80), model=odd, weights=EVIL),
         at("tome", "0.7", right(60), model=odd, options=f"x={EVIL}"),
@@ -455,6 +455,7 @@ def test_names_of_users_are_text_wherever_they_stand(tmp_path: Path) -> None:
     assert answer(found, "wins").short == EVIL
     text = render(found)
     assert "<script>alert" not in text
+    assert "<img src=x" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert len(re.findall("<script", text)) == len(re.findall("</script", text)) == 3
     data = re.search(r'<script type="application/json" id="chart-data">(.*?)</script>', text, re.DOTALL)
