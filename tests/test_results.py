@@ -66,6 +66,22 @@ def test_images_stand_in_the_same_order_for_all(copied: Path) -> None:
         np.testing.assert_array_equal(found, wanted)
 
 
+def test_outcomes_that_every_pair_asks_for_are_read_once(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    outcomes = Results.outcomes
+
+    def counted(self: Results, run: dict[Any, Any]) -> pd.DataFrame:
+        read.append(run["point"])
+        return outcomes(self, run)
+
+    monkeypatch.setattr(Results, "outcomes", counted)
+    results = open_results([swept])
+    rows = results.summary.to_dict("records")
+    first, again = results.hits(*rows), results.hits(*rows)
+    assert all(a.tolist() == b.tolist() for a, b in zip(first, again, strict=True))
+    assert sorted(read) == sorted(results.table["point"])
+
+
 def test_two_folders_of_the_same_images_share_the_unreduced_model(swept: Path, tmp_path: Path, weights: Path) -> None:
     run(tmp_path / "dhtm", weights, methods=["dhtm"], k=["12"])
     both = open_results([swept, tmp_path / "dhtm"])

@@ -118,7 +118,7 @@ class Results:
         for setting in settings:
             right = []
             for run in self.runs(setting).to_dict("records"):
-                ranks = self.outcomes(run)["rank"]
+                ranks = self._ranks(run)
                 if order is None:
                     order = ranks.index
                 if ranks.index.equals(order):  # as it nearly always is; to look for every name takes long
@@ -134,6 +134,21 @@ class Results:
                 raise InputError(f"{setting['label']} at {setting['budget']} has no finished run; run the sweep again.")
             found.append(np.stack(right))
         return found
+
+    def _ranks(self, run: dict[Any, Any]) -> pd.Series[int]:
+        """The ranks among `outcomes`, read once: whoever compares every pair asks for each of them many times."""
+        key = run["folder"], run["point"]
+        if key not in self._read:
+            ranks = self.outcomes(run)["rank"]
+            first = next(iter(self._read.values()), ranks)
+            if ranks.index.equals(first.index):
+                ranks.index = first.index  # held once, and equal at a glance
+            self._read[key] = ranks
+        return self._read[key]
+
+    @cached_property
+    def _read(self) -> dict[tuple[int, str], pd.Series[int]]:
+        return {}
 
     def examples(self, run: dict[Any, Any]) -> list[Example]:
         """Merges on example images of one row of `table`; empty unless the experiment asked for examples."""
