@@ -15,7 +15,7 @@ from PIL import Image
 from sweeping import TINY_RGB, run
 
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.results import open_results
+from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.store import COLUMNS, FORMAT, outcomes_file
 
 HISTORIC = Path(__file__).parent / "historic_results" / "v1"
