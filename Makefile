@@ -12,8 +12,8 @@ sweep: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	@# The types on one core while the tests begin on the others.
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest -n auto --dist loadfile; tests=$$?; wait $$types && exit $$tests
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
