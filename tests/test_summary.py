@@ -114,7 +114,7 @@ def test_the_table_shows_the_loss_against_the_unreduced_model() -> None:
     assert "m (w) on d, 100 images" in text
     (line,) = [line for line in text.splitlines() if "dhtm" in line]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells == ["dhtm", "0.7", "k=6", "1", "30.0 %", "57.50", "56.50 to 59.50", "2.50"]
+    assert cells == ["dhtm", "0.7", "k=6", "1.000", "30.0 %", "57.50", "56.50 to 59.50", "2.50"]
     (line,) = [line for line in text.splitlines() if "tome" in line]
     assert "failed" in line
     assert "nan" not in line

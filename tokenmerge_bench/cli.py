@@ -23,6 +23,7 @@ from tokenmerge_bench.commands.train import train
 from tokenmerge_bench.completion import COMPLETE, in_bash
 from tokenmerge_bench.errors import CountingError, InputError
 from tokenmerge_bench.flags import with_flags
+from tokenmerge_bench.terminal import say
 
 UsageError: Any = typer.BadParameter.__base__
 """Every complaint about flags and arguments: click's class, of which newer versions of typer have a copy."""
@@ -80,10 +81,10 @@ def _main() -> None:
     except typer.Abort:  # older versions of typer make one of a Ctrl-C
         sys.exit(130)
     except UsageError as error:
-        sys.stderr.write(f"tmbench: {_usage(error)}\n")
+        say(_usage(error))
         sys.exit(2)
     except (InputError, CountingError) as error:
-        sys.stderr.write(f"tmbench: {error}\n")
+        say(str(error))
         sys.exit(2)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -93,7 +94,7 @@ def _main() -> None:
             remedy = (
                 f"{what} cannot be read or written ({error.strerror or error}); check the path and its permissions."
             )
-        sys.stderr.write(f"tmbench: {remedy}\n")
+        say(remedy)
         sys.exit(2)
 
 

@@ -4,7 +4,6 @@ stderr."""
 from __future__ import annotations
 
 import re
-import sys
 from itertools import groupby
 from typing import Any
 
@@ -16,7 +15,7 @@ from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.rendering import shown
 from tokenmerge_bench.sheets import Column, Sheet
 from tokenmerge_bench.summary import label, summarise
-from tokenmerge_bench.terminal import stderr
+from tokenmerge_bench.terminal import say, stderr
 
 errors = stderr()
 RESULTS = [
@@ -44,7 +43,7 @@ class SilentReporter:
 
     def note(self, text: str) -> None:
         """Notes are never withheld."""
-        sys.stderr.write(f"tmbench: {text}\n")
+        say(text)
 
     def __enter__(self) -> SilentReporter:
         return self
@@ -81,7 +80,7 @@ class ProgressReporter(SilentReporter):
 
     def note(self, text: str) -> None:
         """Prints above the bar."""
-        self._progress.console.print(f"tmbench: {text}", markup=False, highlight=False, soft_wrap=True)
+        say(text, self._progress.console)
 
     def __enter__(self) -> ProgressReporter:
         self._progress.start()
@@ -112,8 +111,8 @@ def _cells(row: dict[Any, Any], baseline: float | None) -> list[str]:
     lost = "" if baseline is None else f"{baseline - row['top1']:.2f}"
     interval = f"{row['top1_low']:.2f} to {row['top1_high']:.2f}"
     if row["method"] == UNREDUCED:
-        return ["", "", f"{row['gflops']:.4g}", "", top1, interval, lost if row["trained"] == "yes" else ""]
-    gflops, saved = f"{row['gflops']:.4g}", f"{100 * row['reduction']:.1f} %"
+        return ["", "", f"{row['gflops']:#.4g}", "", top1, interval, lost if row["trained"] == "yes" else ""]
+    gflops, saved = f"{row['gflops']:#.4g}", f"{100 * row['reduction']:.1f} %"
     return [row["budget"], short_knob(row["knob"]), gflops, saved, top1, interval, lost]
 
 

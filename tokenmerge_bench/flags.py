@@ -21,17 +21,16 @@ if TYPE_CHECKING:
     from tokenmerge_bench.checkpoints import Checkpoint
     from tokenmerge_bench.options import MethodSpec
 
-COMPARED, IMAGES, WEIGHTS, RUNNING, TRAINED, OUTPUT = (
-    "What is compared", "Images", "Weights", "How it runs", "What is trained", "Output"
-)  # fmt: skip
-"""The headings of flags in the help."""
+PANELS = ("What is compared", "What is trained", "Images", "Weights", "How it runs", "Output")
+"""The headings of flags in the help, in their order there."""
+COMPARED, TRAINED, IMAGES, WEIGHTS, RUNNING, OUTPUT = PANELS
 Plugins = Annotated[
     list[Path] | None,
     typer.Option(
         "--plugin", metavar="FILE", help="Python file with a method of your own. Repeatable.", rich_help_panel=COMPARED
     ),
 ]
-Folders = Annotated[list[Path] | None, typer.Argument(help="Results folders.", metavar="RESULTS...")]
+Folders = Annotated[list[Path] | None, typer.Argument(help="Results folders.", metavar="RESULTS")]
 Json = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document, for scripts, and no tables.", rich_help_panel=OUTPUT),

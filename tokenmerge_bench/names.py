@@ -34,8 +34,11 @@ def method_summary(method: str) -> str:
 
 def method_options(method: str) -> dict[str, list[str]]:
     """The options of a method of the package, each with what it may be, the default first (of numbers, that alone)."""
-    file, found = _method_files().get(method), {}
-    for node in _tree(file).body if file else ():
+    file = _method_files().get(method)
+    if file is None:
+        return {"layers": ["all"]}
+    found: dict[str, list[str]] = {}
+    for node in _tree(file).body:
         if isinstance(node, ast.ClassDef) and node.name.endswith("Options"):
             for field in node.body:
                 if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value:

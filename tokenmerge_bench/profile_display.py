@@ -111,4 +111,4 @@ def _or_blank(value: Any, form: str, unit: str = "") -> str:
 
 def _number(value: float) -> str:
     """Three significant digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}"

@@ -30,6 +30,12 @@ def stderr() -> Console:
     return console if decorated(console) else Console(stderr=True, color_system=None)
 
 
+def say(sentence: str, console: Console | None = None) -> None:
+    """Tells something on stderr: in one line, which a terminal breaks between words."""
+    console = console or stderr()
+    console.print(f"tmbench: {sentence}", markup=False, highlight=False, soft_wrap=not console.is_terminal)
+
+
 def redrawn(console: Console) -> bool:
     """Whether a console is a screen on which something can be drawn over, with colours or without."""
     return console.file.isatty() and not console.is_dumb_terminal

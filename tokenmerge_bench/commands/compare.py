@@ -16,10 +16,12 @@ def compare(
     a: Annotated[
         str,
         typer.Argument(
-            help="A method with its options, as in the tables, or `none` (unreduced).", autocompletion=completion.method
+            help="A method with its options, as in the tables, or `none` (unreduced).",
+            metavar="A",
+            autocompletion=completion.method,
         ),
     ],
-    b: Annotated[str, typer.Argument(help="What it is compared with.", autocompletion=completion.method)],
+    b: Annotated[str, typer.Argument(help="What it is compared with.", metavar="B", autocompletion=completion.method)],
     results: Folders = None,
     at: Annotated[
         str | None, option("Fractions of the unreduced FLOPs to interpolate both at.", "FRACTIONS", COMPARED)

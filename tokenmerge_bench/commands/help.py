@@ -10,6 +10,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from tokenmerge_bench.commands.examples import EXAMPLES, Example
+from tokenmerge_bench.flags import OUTPUT, PANELS
 from tokenmerge_bench.terminal import decorated, stdout
 
 if TYPE_CHECKING:
@@ -33,15 +34,16 @@ class _Helpful:
         self.help = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)  # a terminal breaks the lines
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The flags: switches without a type, and `--help` under the last heading rather than one of its own."""
+        """The flags in the order of their headings, `--help` under the last one, and types only where they help."""
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
-        headings = [heading for param in params if (heading := getattr(param, "rich_help_panel", None))]
         for param in params:
             if getattr(param, "is_flag", False):
                 param.metavar = ""
-            if param.name == "help" and headings:
-                param.rich_help_panel = headings[-1]
-        return params
+            if param.param_type_name == "argument":
+                param.display_type_rich = lambda ctx: ""
+            if param.name == "help" and any(map(_heading, params)):
+                param.rich_help_panel = OUTPUT
+        return sorted(params, key=lambda param: PANELS.index(_heading(param)) if _heading(param) in PANELS else -1)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Writes the help: straight to the terminal, or as plain text into the formatter."""
@@ -55,6 +57,10 @@ class _Helpful:
                 formatter.write(f"{line.plain}\n")
 
 
+def _heading(param: Any) -> str:
+    return getattr(param, "rich_help_panel", None) or ""
+
+
 class Command(_Helpful, TyperCommand):
     """A command whose help ends with its examples."""
 
@@ -62,7 +68,7 @@ class Command(_Helpful, TyperCommand):
         """The flags in plain text, under the headings that they have in a terminal."""
         panels = defaultdict(list)
         for param in self.get_params(ctx):
-            panels[getattr(param, "rich_help_panel", None) or "Arguments"].append(param.get_help_record(ctx))
+            panels[_heading(param) or "Arguments"].append(param.get_help_record(ctx))
         for panel, records in panels.items():
             with formatter.section(panel):
                 formatter.write_dl([record for record in records if record is not None])
@@ -75,6 +81,7 @@ class Program(_Helpful, TyperGroup):
 def _lines(examples: list[Example]) -> Iterator[Text]:
     """What is shown of examples, line by line, so that a command can be taken as it stands."""
     if examples:
+        yield Text()
         yield Text(" Examples", style="bold")
     for example in examples:
         needs = f" (needs {example.needs})" if example.needs else ""

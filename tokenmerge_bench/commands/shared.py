@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import typer
+
+from tokenmerge_bench.terminal import say
 
 
 def load_plugins(paths: list[Path] | None) -> None:
@@ -31,4 +32,4 @@ def tell(paths: list[Path], reasons: dict[str, str]) -> None:
 def complain(sentences: Iterable[str]) -> None:
     """What there is to say beside the results, on stderr."""
     for sentence in sentences:
-        sys.stderr.write(f"tmbench: {sentence}\n")
+        say(sentence)

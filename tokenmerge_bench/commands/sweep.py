@@ -44,7 +44,9 @@ def run(
     experiment: Annotated[
         str,
         typer.Argument(
-            help="A shipped experiment (`list experiments`) or a TOML file.", autocompletion=completion.experiment
+            help="A shipped experiment (`list experiments`) or a TOML file.",
+            metavar="EXPERIMENT",
+            autocompletion=completion.experiment,
         ),
     ],
     comparison: Comparison,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from tokenmerge_bench import completion
 from tokenmerge_bench.commands.shared import load_plugins, tell
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.flags import IMAGES, OUTPUT, RUNNING, TRAINED, Json, Plugins, Training, option, switch
+from tokenmerge_bench.terminal import say
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
         card = run(task, images, out, team, workers=workers, fresh=fresh)
     except KeyboardInterrupt:
         if team.leads:
-            sys.stderr.write("tmbench: interrupted; the same command goes on after the last finished epoch\n")
+            say("interrupted; the same command goes on after the last finished epoch")
         raise typer.Exit(130) from None
     finally:
         team.close()
