@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -28,16 +31,17 @@ from tokenmerge_bench import attach, idx
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.budgets import Budget, Solver, reduce_with
 from tokenmerge_bench.checkpoints import Checkpoint
-from tokenmerge_bench.data import as_seen, eval_transform
+from tokenmerge_bench.data import as_seen, eval_transform, subset
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.figures import merges, style
-from tokenmerge_bench.models import build_model
+from tokenmerge_bench.images import ArrayImages, FileImages, Member
+from tokenmerge_bench.models import LoadedModel, build_model
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.reducers import TokenReducer, reducer
 from tokenmerge_bench.results import Site
-from tokenmerge_bench.show import Run, Shown, Viewer, Wanted, named_images, usual_images
+from tokenmerge_bench.show import Run, Shown, Viewer, Wanted, class_names, named_images, usual_images
 from tokenmerge_bench.watching import ClassAttention, merge_sequence
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -152,6 +156,12 @@ def texts(figure: Figure) -> str:
 def three(weights: Path) -> Shown:
     """Three methods on the demo image 3."""
     return show(weights, wanted=Wanted(attention=True, token=2))[0]
+
+
+@pytest.fixture(scope="module")
+def drawn(three: Shown) -> Figure:
+    """The picture of `three`."""
+    return merges.draw(three)
 
 
 def test_regions_and_predictions_are_those_of_the_attached_model(three: Shown, weights: Path) -> None:
@@ -346,11 +356,18 @@ def picture_in(ax: Axes) -> np.ndarray[Any, Any]:
     return np.asarray(ax.images[0].get_array())
 
 
-def test_the_drawing_holds_the_regions_counts_and_predictions(three: Shown) -> None:
-    figure = merges.draw(three)
-    drawn = texts(figure)
+def test_heat_is_from_nothing_to_the_largest_value_of_a_picture() -> None:
+    white = np.full((2, 6, 3), 255, dtype=np.uint8)
+    nothing, half, largest = merges.heated(white, (1, 3), np.array([-1.0, 2.0, 4.0]))[0, ::2].astype(int)
+    expected = [255 * np.array(matplotlib.colormaps[merges.HEAT](value)[:3]) for value in (0.0, 0.5, 1.0)]
+    for colour, hue, strength in zip((nothing, half, largest), expected, (0.2, 0.55, 0.9), strict=True):
+        assert np.abs(colour - (strength * hue + (1 - strength) * 255)).max() <= 1
+    assert (merges.heated(white, (1, 3), np.zeros(3))[0, 0] == nothing).all()
+
+
+def test_the_drawing_holds_the_regions_counts_and_predictions(three: Shown, drawn: Figure) -> None:
     columns = 3 + 2  # and two of heat
-    unreduced, *rows = figure.axes[:2], *(figure.axes[i : i + columns] for i in range(2, 2 + 3 * columns, columns))
+    unreduced, *rows = drawn.axes[:2], *(drawn.axes[i : i + columns] for i in range(2, 2 + 3 * columns, columns))
     assert (picture_in(unreduced[0]) == three.picture).all()
     for run, row in zip(three.runs[1:], rows, strict=True):
         for site, ax in zip(run.sites, row[:3], strict=True):
@@ -362,9 +379,9 @@ def test_the_drawing_holds_the_regions_counts_and_predictions(three: Shown) -> N
         assert last.startswith(merges.OTHER) == merges.changed(three, run)
         assert run.weights is not None
         assert (picture_in(row[4]) == merges.heated(three.picture, three.grid, run.weights)).all()
-    for words in ("class attention, last block", "weights of token 2", three.image, "true class", "k=6"):
-        assert words in drawn
-    check_layout(figure)
+    for words in ("class attention, last block", "weights of token 2", three.image, "true class", "k=6", "own scale"):
+        assert words in texts(drawn)
+    check_layout(drawn)
 
 
 def check_layout(figure: Figure) -> None:
@@ -397,15 +414,28 @@ def test_reductions_shown_are_evenly_spread_and_end_with_the_last() -> None:
     assert merges.sites_shown([]) == []
 
 
-def test_a_svg_is_small_with_vector_borders_and_real_text(three: Shown, tmp_path: Path) -> None:
-    png, svg = merges.write(merges.draw(three), [tmp_path / "a.png", tmp_path / "a.svg"])
+def test_a_svg_is_small_with_vector_borders_and_real_text(drawn: Figure, tmp_path: Path) -> None:
+    (svg,) = merges.write(drawn, [tmp_path / "a.svg"])
     nodes = list(ElementTree.parse(svg).iter())
     names = ["".join(node.itertext()) for node in nodes if node.tag.endswith("}text")]
     assert "after block 4: 43 tokens" in names
     assert sum(node.tag.endswith("}image") for node in nodes) == 17
     assert svg.stat().st_size < 100_000
-    with Image.open(png) as picture:
-        assert picture.format == "PNG"
+
+
+def test_a_svg_holds_photographs_as_jpeg_and_small_pictures_exactly(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    photograph = np.asarray(Image.fromarray(noise).resize((224, 224), Image.Resampling.BICUBIC))
+    figure = Figure()
+    for ax, picture in zip(figure.subplots(1, 2), (noise, photograph), strict=True):
+        merges.draw_picture(ax, picture, (8, 8))
+    (svg,) = merges.write(figure, [tmp_path / "a.svg"])
+    nodes = [node for node in ElementTree.parse(svg).iter() if node.tag.endswith("}image")]
+    links = [node.attrib["{http://www.w3.org/1999/xlink}href"].partition("base64,")[2] for node in nodes]
+    small, large = (Image.open(io.BytesIO(base64.b64decode(link))) for link in links)
+    assert (small.format, large.format) == ("PNG", "JPEG")
+    assert (np.asarray(small.convert("RGB")) == noise).all()
+    assert np.abs(np.asarray(large).astype(int) - photograph).mean() < 3
 
 
 # --- images, models and methods of all kinds --------------------------------------------------------------------------
@@ -510,14 +540,33 @@ def test_class_names(three: Shown, rgb_weights: Path, image_folder: Path) -> Non
     assert same.runs[0].prediction == shown.runs[0].prediction
 
 
+def test_classes_without_a_folder_each_have_numbers() -> None:
+    """As those of `hfds/NAME`, whose images are called `hfds/NAME[0]`, and of a flat folder."""
+    model = LoadedModel(build_model("odd_registers"), "m", "w", "f", {})
+    labels, member = np.arange(5), Member("a", "a", 0, 0)
+    rows = ArrayImages.of("hfds/faces", np.zeros((5, 4, 4), dtype=np.uint8), labels, 5)
+    assert class_names(model, rows) == {}
+    flat = FileImages.of("flat", 5, [(f"all/{label}.png", label, member) for label in range(5)])
+    assert class_names(model, flat) == {}
+    folders = FileImages.of("folders", 5, [(f"{name}/0.png", label, member) for label, name in enumerate("abcde")])
+    assert class_names(model, folders) == dict(enumerate("abcde"))
+
+
 def test_images_that_are_chosen(weights: Path, rgb_weights: Path) -> None:
     grey_model, model = loaded(TINY, weights), loaded(TINY_RGB, rgb_weights)
-    free = Experiment(methods=["dhtm"], models=[TINY], k=["1"], limit=2)
-    assert [one.images.name for one in usual_images(free, grey_model)] == ["demo", "demo"]
-    assert [one.name for one in named_images(["demo[4]", "demo[2]"], free)] == ["demo[4]", "demo[2]"]
+    free = Experiment(methods=["dhtm"], models=[TINY], k=["1"])
+    assert [one.name for one in usual_images(free, grey_model, None)] == ["demo[30]"]
+    drawn = subset(DEMO, 2, seed=0)
+    assert [one.index for one in usual_images(free, grey_model, 2)] == list(drawn)
+    demo = free.model_copy(update={"dataset": "demo"})
+    assert [one.index for one in usual_images(demo, grey_model, None)] == list(subset(DEMO, 1, seed=0))
+    assert len(usual_images(free, grey_model, 0)) == len(DEMO)
+    named = named_images(["demo[4]", "demo[2]", "demo[4]"], free)
+    assert [one.name for one in named] == ["demo[4]", "demo[2]"]
     pytest.importorskip("sklearn")
-    assert [one.name for one in usual_images(free, model)] == ["flower.jpg", "china.jpg"]
-    assert usual_images(free, model)[0].load().size == (640, 427)
+    assert [one.name for one in usual_images(free, model, None)] == ["flower.jpg"]
+    assert [one.name for one in usual_images(free, model, 2)] == ["flower.jpg", "china.jpg"]
+    assert usual_images(free, model, 1)[0].load().size == (640, 427)
 
 
 def test_what_a_model_sees_is_cropped_as_it_is_evaluated() -> None:
@@ -543,9 +592,14 @@ def tiny(tmbench: Command, weights: Path) -> Command:
 def test_the_embedded_model_and_image_need_no_arguments_but_a_budget(tmbench: Command, tmp_path: Path) -> None:
     done = tmbench("show", "--methods", "dhtm", "--k", 40)
     assert (done.code, done.err) == (0, "")
-    (png, svg) = sorted((tmp_path / "show").iterdir())
-    assert done.out == f"figure  show/{png.name} (also svg)\n"
-    assert svg.suffix == ".svg"
+    assert sorted(path.name for path in (tmp_path / "show").iterdir()) == ["demo-30-merges.png", "demo-30-merges.svg"]
+    assert done.out == "figure  show/demo-30-merges.png (also svg)\n"
+    with Image.open(tmp_path / "show" / "demo-30-merges.png") as picture:
+        assert picture.format == "PNG"
+    written = ElementTree.parse(tmp_path / "show" / "demo-30-merges.svg").iter()
+    lines = ["".join(node.itertext()) for node in written if node.tag.endswith("}text")]
+    assert "true class: Bag" in lines
+    assert len([line for line in lines if line.startswith("Bag ")]) == 2  # the first picture is one the model knows
 
 
 def test_a_picture_for_each_image_and_names_that_do_not_clash(tiny: Command, tmp_path: Path) -> None:
@@ -587,7 +641,11 @@ def test_an_animation_is_written_by_its_ending(tiny: Command, tmp_path: Path) ->
         (["cat.png", "torn.png", "--out", "x.png"], ["one file", "2 pictures"]),
         (["cat.png", "--token", "43"], ["--token 43", "0 to 42"]),
         (["cat.png", "--token", "-1"], ["--token -1", "0 to 42"]),
+        (["--token", "0", "--k", "0"], ["--token 0", "no method here reduces any"]),
         (["--limit", "-1"], ["--limit -1 is negative"]),
+        (["cat.png", "--limit", "2"], ["--limit 2", "leave one of the two out"]),
+        (["--animate", "--token", "0"], ["--animate", "leave --attention and --token out"]),
+        (["--animate", "--attention"], ["--animate", "leave --attention and --token out"]),
         (["--methods", "dhmt"], ["'dhmt'", "did you mean 'dhtm'"]),
         (["--methods", "tome"], ["no knob 'k'"]),
         (["--models", f"{TINY},{TINY_RGB}"], ["does not say for which model"]),

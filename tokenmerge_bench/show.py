@@ -40,6 +40,9 @@ from tokenmerge_bench.watching import ClassAttention, has_class_token, merge_seq
 LONGEST = 100
 """Images more elongated than this would be enormous once their short side has the model's size."""
 
+FIRST = 30
+"""The embedded image that is shown where none is named: a bag, which the unreduced model knows."""
+
 PerCell = npt.NDArray[np.float64]
 Picture = npt.NDArray[np.uint8]
 
@@ -143,13 +146,14 @@ class Chosen:
 
 
 def named_images(names: Sequence[str], experiment: Experiment) -> list[Chosen]:
-    """Images by name: files, or images of the experiment's data set as tables of outcomes name them.
+    """Images by name, each once: files, or images of the experiment's data set as tables of outcomes name them.
 
-    Where the experiment leaves the data set to the user, such a name is one of the embedded images: `demo[17]`.
+    Where the experiment leaves the data set to the user, such a name is one of the embedded images: `demo[7]`.
 
     Raises:
         InputError: for a name that is no image.
     """
+    names = list(dict.fromkeys(names))
     loose = {name: _loose(name) for name in names if Path(name).exists()}
     missing = [name for name in names if name not in loose]
     if not missing:
@@ -164,21 +168,29 @@ def named_images(names: Sequence[str], experiment: Experiment) -> list[Chosen]:
     return [loose.get(name) or Chosen(images, place[name], False) for name in names]
 
 
-def usual_images(experiment: Experiment, model: nn.Module) -> list[Chosen]:
-    """A choice of the experiment's data set, by its number of images and its seed.
+def usual_images(experiment: Experiment, model: nn.Module, limit: int | None) -> list[Chosen]:
+    """What is shown where no image is named: images of the experiment's data set, drawn by its seed.
 
     Where it leaves the data set to the user, a model of grey images gets the embedded ones, and any other the
     photographs that come with scikit-learn.
+
+    Args:
+        experiment: whose images.
+        model: has to see them.
+        limit: how many, 0 for all; None for a single one, of the embedded images always the same.
 
     Raises:
         InputError: if there are none.
     """
     grey = image_shape(model)[0] == 1
     dataset = experiment.dataset or ("demo" if grey else None)
+    count = 1 if limit is None else limit or None
     if dataset is None:
-        return [_loose(name) for name in _photographs()[: experiment.limit]]
+        return [_loose(name) for name in _photographs()[:count]]
     images = _dataset(experiment, dataset)
-    return [Chosen(images, int(index), False) for index in subset(images, experiment.limit, experiment.seed)]
+    fixed = limit is None and experiment.dataset is None
+    indices = [FIRST] if fixed else subset(images, count, experiment.seed)
+    return [Chosen(images, int(index), False) for index in indices]
 
 
 def _dataset(experiment: Experiment, dataset: str) -> ImageSet:
@@ -264,12 +276,8 @@ class Viewer:
         notes = []
         if self.wanted.attention and not has_class_token(self.own.model):
             notes.append(f"{self.own.name} has no class token, so there is no class attention to show.")
-        if self.wanted.token is not None and not any(run.weights is not None for run in runs):
-            fewest = [run.sites[-1].tokens for run in runs if run.sites]
-            raise InputError(
-                f"--token {self.wanted.token} is none of the tokens that are left, which are numbered from 0 to "
-                f"{max(fewest, default=1) - 1}; give one of them."
-            )
+        if self.wanted.token is not None and all(run.weights is None for run in runs):
+            raise InputError(f"--token {self.wanted.token} {_why_no_weights(runs)}")
         picture = np.asarray(as_seen(image, self.own.data_config).convert("RGB"))
         return Shown(
             chosen.name,
@@ -327,6 +335,14 @@ class Viewer:
         return merge_sequence(reduced, pixels, image_id) if self.wanted.frames else []
 
 
+def _why_no_weights(runs: Sequence[Run]) -> str:
+    """Why no method has the token that was asked for."""
+    left = [run.sites[-1].tokens for run in runs if run.sites]
+    if not left:
+        return "asks for a reduced token, and no method here reduces any; ask for another budget."
+    return f"is none of the tokens that are left, which are numbered from 0 to {max(left) - 1}; give one of them."
+
+
 def predict(
     reduced: ReducedViT,
     pixels: Float[Tensor, "1 I height width"],
@@ -364,6 +380,11 @@ def class_names(loaded: LoadedModel, images: ImageSet) -> dict[int, str]:
     if imagenet := infer_imagenet_subset(loaded.model):
         info = ImageNetInfo(imagenet)
         return {label: info.index_to_description(label).partition(",")[0] for label in range(info.num_classes())}
-    if images.classes == classes:  # class folders
-        return {int(label): Path(path).parent.name for label, path in zip(images.labels, images.paths, strict=True)}
+    if isinstance(images, FileImages) and images.classes == classes:
+        folders = {
+            (int(label), Path(path).parent.name) for label, path in zip(images.labels, images.paths, strict=True)
+        }
+        names = dict(folders)
+        if len(folders) == len(set(names.values())):  # a folder for each class
+            return names
     return {}

@@ -82,14 +82,16 @@ def has_class_token(model: nn.Module) -> bool:
     return cast(VisionTransformer, model).cls_token is not None
 
 
-def merge_sequence(reduced: ReducedViT, image: Float[Tensor, "1 I height width"], image_id: Int[Tensor, " 1"]) -> Any:
+def merge_sequence(
+    reduced: ReducedViT, image: Float[Tensor, "1 I height width"], image_id: Int[Tensor, " 1"]
+) -> list[Site]:
     """One merge after the other: who owns every grid cell of an image, with one token less each time.
 
     A reducer whose answers for fewer tokens continue those for more, as merging pair by pair does, is asked for every
     number of tokens on the way. Of any other there is only what it answered.
 
     Returns:
-        A list of `results.Site`, ordered from first to last; the last of each block is what the network went on with.
+        From first to last; the last of each block is what the network went on with.
     """
     watched = [_Watched(cast(TokenReducer, reducer)) for reducer in reduced.reducers]
     twin = ReducedViT(reduced.detach(), reduced.schedule, watched, reduced.seed)
@@ -136,10 +138,8 @@ def _on_the_way(reducer: _Watched, n_in: int, n_out: int, block: int) -> list[Si
 def _continues(later: Assignment, earlier: Assignment) -> bool:
     """Whether tokens that are together stay together, in the first image."""
     before, after = earlier.owner()[0], later.owner()[0]
-    first = torch.zeros(earlier.n_out, dtype=after.dtype).scatter(
-        0, before, after
-    )  # of each token, where one cell went
-    return bool((first[before] == after).all())
+    heir = after.new_zeros(earlier.n_out).scatter(0, before, after)  # of each token: where one cell of it went
+    return bool((heir[before] == after).all())
 
 
 def _site(block: int, source: Assignment) -> Site:

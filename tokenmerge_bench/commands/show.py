@@ -38,7 +38,7 @@ def show(
     images: Images,
     image: Annotated[
         list[str] | None,
-        typer.Argument(help="Image files, or images of --dataset by name, as demo[17].", metavar="IMAGE..."),
+        typer.Argument(help="Image files, or images of --dataset by name, as demo[7].", metavar="IMAGE..."),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -50,7 +50,9 @@ def show(
     untrained: Annotated[
         bool, switch("--untrained", "Show methods that must be trained with their initial weights too.", WEIGHTS)
     ] = False,
-    seed: Annotated[int, option("Of the choice of images, and of methods that draw random numbers.", "N", RUNNING)] = 0,
+    seed: Annotated[
+        int, option("Of the images that --limit draws, and of methods that draw random numbers.", "N", RUNNING)
+    ] = 0,
     attention: Annotated[bool, switch("--attention", "Add what the class token attends to.", OUTPUT)] = False,
     token: Annotated[
         int | None, option("Add the weights of all patches in this one of the final tokens, from 0.", "N", OUTPUT)
@@ -77,12 +79,13 @@ def show(
     from tokenmerge_bench.json_output import write_json
     from tokenmerge_bench.show import Viewer, Wanted, named_images, usual_images
 
+    _refuse_idle(image or [], images.limit, attention, token, animate)
     experiment = _experiment(comparison, images, seed, trained, untrained, animate)
     files = _Files(out, formats, MOVING if animate else STILL, image or [])
     named = named_images(image or [], experiment)
     own, checkpoints = Running(weights=weights).given_weights(experiment.models)
     viewer = Viewer(experiment, own, checkpoints, Wanted(attention, token, animate))
-    chosen = named or usual_images(experiment, viewer.own.model)
+    chosen = named or usual_images(experiment, viewer.own.model, images.limit)
     files.expect(len(chosen) * (len(viewer.labels) if animate else 1))
     written: list[Path] = []
     left_out: dict[str, str] = {}
@@ -100,21 +103,28 @@ def show(
         write_json({"files": written, "left_out": left_out})
 
 
+def _refuse_idle(image: list[str], limit: int | None, attention: bool, token: int | None, animate: bool) -> None:
+    """Raises InputError for an option that would do nothing beside the others."""
+    if limit is not None and limit < 0:
+        raise InputError(f"--limit {limit} is negative; give a number of images, or 0 for all of them.")
+    if image and limit is not None:
+        raise InputError(f"--limit {limit} draws images, and some are named; leave one of the two out.")
+    if animate and (attention or token is not None):
+        raise InputError("--animate shows nothing but merges; leave --attention and --token out, or draw a picture.")
+
+
 def _experiment(
     comparison: Comparison, images: Images, seed: int, trained: bool, untrained: bool, animate: bool
 ) -> Experiment:
-    """What is to be shown: the embedded benchmark's methods unless others are named, on one image at one budget."""
+    """What is to be shown: the embedded benchmark's methods unless others are named, at one budget."""
     from tokenmerge_bench.experiment import WAYS, load_experiment
 
     chosen = {**comparison.overrides(), **images.overrides(), "seed": seed}
     if all(chosen[way] is None for way in WAYS):
         chosen["budgets"] = [0.7]
-    if images.limit is not None and images.limit < 0:
-        raise InputError(f"--limit {images.limit} is negative; give a number of images, or 0 for all of them.")
     experiment = load_experiment("demo", **chosen)
     methods = experiment.methods[:1] if animate and comparison.methods is None else experiment.methods
-    limit = 1 if images.limit is None else images.limit or None
-    changed = {"dataset": images.dataset, "limit": limit, "methods": methods, "seeds": 1}
+    changed = {"dataset": images.dataset, "methods": methods, "seeds": 1}
     return experiment.model_copy(update={**changed, "trained": trained, "untrained": untrained})
 
 
@@ -161,5 +171,5 @@ class _Files:
 
 
 def _plain(name: str) -> str:
-    """A name as part of a file name: `demo[17]` becomes `demo-17`."""
+    """A name as part of a file name: `demo[7]` becomes `demo-7`."""
     return re.sub(r"[^\w.=-]+", "-", name).strip("-")
