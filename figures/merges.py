@@ -69,8 +69,8 @@ def filled(picture: Picture, grid: tuple[int, int], owner: Owner) -> Picture:
 
 
 def heated(picture: Picture, grid: tuple[int, int], values: PerCell) -> Picture:
-    """The picture (H, W, 3) in grey under a colour for the value of each patch, the stronger the larger it is."""
-    scaled = values / max(float(values.max()), np.finfo(np.float64).tiny)
+    """The picture (H, W, 3) in grey under a colour for the value of each patch, from 0 to the largest of `values`."""
+    scaled = np.clip(values / max(float(values.max()), np.finfo(np.float64).tiny), 0, 1)
     cell = cell_of_pixels((picture.shape[0], picture.shape[1]), grid)
     strength = (0.2 + 0.7 * scaled)[cell, None]
     colour = 255 * matplotlib.colormaps[HEAT](scaled)[cell, :3]
@@ -180,14 +180,15 @@ def draw(shown: Shown) -> Figure:
         height + LINE * (1 + lines_below(row)) if row else LINE * (1 + max(len(reason), 2))
         for row, reason in zip(rows, reasons, strict=True)
     ]
-    page = _Page(wide, sum(heights) + MARGIN)
-    for number, (run, row) in enumerate(zip(shown.runs, rows, strict=True)):
-        top = MARGIN + sum(heights[:number])
-        page.write(MARGIN, top, LABEL - 2 * MARGIN, *about(run))
-        page.write(LABEL, top, wide - LABEL - MARGIN, "", run.obstacle)
-        for column, panel in row.items():
-            draw_panel(page.axes(LABEL + column * step, top, width, height), panel, shown.grid)
-    page.write(LABEL + step + GAP, MARGIN, (room - 1) * step - 2 * GAP, *notes(shown, room))
+    with style.paper():
+        page = _Page(wide, sum(heights) + MARGIN)
+        for number, (run, row) in enumerate(zip(shown.runs, rows, strict=True)):
+            top = MARGIN + sum(heights[:number])
+            page.write(MARGIN, top, LABEL - 2 * MARGIN, *about(run))
+            page.write(LABEL, top, wide - LABEL - MARGIN, "", run.obstacle)
+            for column, panel in row.items():
+                draw_panel(page.axes(LABEL + column * step, top, width, height), panel, shown.grid)
+        page.write(LABEL + step + GAP, MARGIN, (room - 1) * step - 2 * GAP, *notes(shown, room))
     return page.figure
 
 
@@ -211,22 +212,19 @@ class _Page:
     """A figure on which things are placed in inches from its upper left corner."""
 
     def __init__(self, width: float, height: float) -> None:
-        with style.paper():
-            self.figure = Figure(figsize=(width, height))
+        self.figure = Figure(figsize=(width, height))
         self.width, self.height = width, height
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         box = left / self.width, 1 - (top + height) / self.height, width / self.width, height / self.height
-        with style.paper():
-            return self.figure.add_axes(box)
+        return self.figure.add_axes(box)
 
     def write(self, left: float, top: float, room: float, heading: str, *lines: str) -> None:
         """Lines of text under a bold heading, which may be empty, broken where they are wider than `room`."""
         bold, plain = wrapped(heading, room), [part for line in lines for part in wrapped(line, room)]
-        with style.paper():
-            for number, part in enumerate(bold + plain):
-                place = left / self.width, 1 - (top + number * LINE) / self.height
-                self.figure.text(*place, part, va="top", weight="bold" if number < len(bold) else "normal")
+        for number, part in enumerate(bold + plain):
+            place = left / self.width, 1 - (top + number * LINE) / self.height
+            self.figure.text(*place, part, va="top", weight="bold" if number < len(bold) else "normal")
 
 
 def wrapped(text: str, room: float) -> list[str]:
@@ -240,12 +238,11 @@ def draw_panel(ax: Axes, panel: Panel, grid: tuple[int, int]) -> None:
     draw_picture(ax, panel.picture, grid)
     if panel.owner is not None:
         draw_borders(ax, panel.owner, grid)
-    with style.paper():
-        colour = style.PALETTE[3] if panel.changed else "black"
-        looks = [{"color": "black"}] * len(panel.below) + [{"color": colour, "weight": "bold"}] * len(panel.says)
-        for number, (line, look) in enumerate(zip(panel.below + panel.says, looks, strict=True)):
-            place = (0, -3 - 72 * LINE * number)
-            ax.annotate(line, (0, 0), place, "axes fraction", "offset points", va="top", fontsize=7, **look)
+    colour = style.PALETTE[3] if panel.changed else "black"
+    looks = [{"color": "black"}] * len(panel.below) + [{"color": colour, "weight": "bold"}] * len(panel.says)
+    for number, (line, look) in enumerate(zip(panel.below + panel.says, looks, strict=True)):
+        place = (0, -3 - 72 * LINE * number)
+        ax.annotate(line, (0, 0), place, "axes fraction", "offset points", va="top", fontsize=7, **look)
 
 
 def panels(shown: Shown, run: Run, room: int) -> dict[int, Panel]:
@@ -290,7 +287,7 @@ def about(run: Run) -> list[str]:
     """What stands left of a row: the method, its knob, its FLOPs."""
     if run.obstacle or not run.knob:
         return [run.label]
-    return [run.label, run.knob, f"{100 * run.kept:.3g} % of FLOPs"]
+    return [run.label, run.knob, f"{100 * run.kept:.1f} % of FLOPs"]
 
 
 def counted(site: Site, run: Run) -> list[str]:
@@ -327,6 +324,8 @@ def notes(shown: Shown, room: int) -> list[str]:
         lines.append(f"{OTHER} another class than the unreduced model's")
     if any(run.soft for run in shown.runs):
         lines.append("tokens that are mixed of all patches: a patch is drawn with the one it weighs most in")
+    if heats(shown):
+        lines.append("heat: from nothing to the largest value below the picture, each picture on its own scale")
     for run in shown.runs:
         if len(run.sites) > room:
             lines.append(f"{run.label}: {room} of {len(run.sites)} reductions, the last one among them")
@@ -384,22 +383,23 @@ class _Canvas:
         height, width = (scale(shown.picture) * side / INCH for side in shown.picture.shape[:2])
         self.room = max(width, NARROWEST)
         text = LINE * (2 + sum(len(wrapped(line, self.room)) for line in self.above))
-        self.page = _Page(self.room + 2 * MARGIN, text + height + 3 * MARGIN)
-        self.axes = self.page.axes(MARGIN, text + 2 * MARGIN, width, height)
+        with style.paper():
+            self.page = _Page(self.room + 2 * MARGIN, text + height + 3 * MARGIN)
+            self.axes = self.page.axes(MARGIN, text + 2 * MARGIN, width, height)
         self.page.figure.set_dpi(INCH)
         self.canvas: Any = FigureCanvasAgg(self.page.figure)
 
     def paint(self, owner: Owner, marked: Owner | None, *lines: str) -> Image.Image:
         """A frame: tokens, of which the `marked` ones have strong borders, and at most two lines of text."""
-        self.axes.clear()
-        for text in list(self.page.figure.texts):
-            text.remove()
-        draw_tokens(self.axes, self.picture, self.grid, owner)
-        if marked is not None:
-            for colour, width in (("black", 2.5), (style.PALETTE[1], 1.5)):
-                draw_borders(self.axes, marked, self.grid, width, colour)
-        self.page.write(MARGIN, MARGIN, self.room, *self.above, *lines)
-        self.canvas.draw()
+        for artist in [*self.axes.images, *self.axes.patches, *self.page.figure.texts]:
+            artist.remove()
+        with style.paper():
+            draw_tokens(self.axes, self.picture, self.grid, owner)
+            if marked is not None:
+                for colour, width in (("black", 2.5), (style.PALETTE[1], 1.5)):
+                    draw_borders(self.axes, marked, self.grid, width, colour)
+            self.page.write(MARGIN, MARGIN, self.room, *self.above, *lines)
+            self.canvas.draw()
         return Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB")
 
 
@@ -409,9 +409,8 @@ def write(drawing: Figure | Animation, files: Sequence[FilePath]) -> list[FilePa
         if isinstance(drawing, Figure):
             style.save(drawing, file.parent, file.stem, (file.suffix[1:],))
         else:
-            gif = file.suffix == ".gif"
-            first, *others = with_one_palette(drawing.frames) if gif else drawing.frames
-            form, times, buffer = "GIF" if gif else "PNG", drawing.milliseconds, io.BytesIO()
+            first, *others = with_one_palette(drawing.frames)
+            form, times, buffer = "GIF" if file.suffix == ".gif" else "PNG", drawing.milliseconds, io.BytesIO()
             first.save(buffer, form, save_all=True, append_images=others, duration=times, loop=0)
             write_bytes(file, buffer.getvalue())
     return list(files)
