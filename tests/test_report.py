@@ -23,7 +23,7 @@ from matplotlib.markers import MarkerStyle
 from tokenmerge_bench.compare import compare, shown_name
 from tokenmerge_bench.figures import style
 from tokenmerge_bench.report.answers import Answer, Verdict
-from tokenmerge_bench.report.charts import shape
+from tokenmerge_bench.report.charts import shape, specification, still
 from tokenmerge_bench.report.contents import Contents, Sheet, gather
 from tokenmerge_bench.report.contests import contests
 from tokenmerge_bench.report.page import render
@@ -136,7 +136,56 @@ def test_without_significance_the_number_of_images_that_it_would_take_is_told(
     found = answer(close, "significant")
     assert found.short == "No"
     assert "100 images cannot decide" in found.detail
-    assert f"would take about {needed:,} images" in found.detail
+    assert needed == 783
+    assert "If the difference seen is the true one, telling dhtm from tome at 30 % fewer FLOPs" in found.detail
+    assert "would take about 780 images" in found.detail
+
+
+def test_no_number_of_images_is_told_that_is_not_more_than_there_are(tmp_path: Path) -> None:
+    # p = 2 / 2^9 alone, and 0.22 among 56 tests: one test would need 90 images or so, and a hundred leave a tie.
+    points = [at("dhtm", "0.7", right(89))]
+    points += [at(f"other_{number}", "0.7", right(80)) for number in range(10)]
+    found = told(tmp_path, unreduced(right(90)), *points)
+    assert found.pairs is not None
+    assert float(column(found.pairs, "images needed")[0]) < 100
+    assert answer(found, "significant").detail == "The best are tied: 100 images cannot decide."
+
+
+def test_methods_of_equal_accuracy_are_told_so(tmp_path: Path) -> None:
+    points = [at(name, "0.7", right(80)) for name in ("dhtm", "tome")]
+    found = told(tmp_path, unreduced(right(90)), *points)
+    assert "80.00 % of the images right (the unreduced model 90.00 %): just as many as tome" in (
+        answer(found, "much").detail
+    )
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [],
+        [nothing("dhtm", "0.7", "failed", "broken")],
+        [point("dhtm", "k=0", 1.0, right(90)), point("random", "k=0", 1.0, right(90))],
+    ],
+    ids=["only unreduced", "all failed", "nothing reduced"],
+)
+def test_where_nothing_was_compared_the_report_says_so(tmp_path: Path, points: list[dict[str, Any]]) -> None:
+    found = told(tmp_path, unreduced(right(90)), *points)
+    assert list(found.answers) == ["Which method wins?"]
+    assert answer(found, "wins").short == "Nothing to rank"
+    assert found.verdicts == []
+    assert ("paired comparisons" in found.caveats[0]) == (found.pairs is not None)
+
+
+def test_the_interval_of_an_accuracy_is_told_by_its_longer_side(tmp_path: Path) -> None:
+    found = told(tmp_path, unreduced(right(100)), at("dhtm", "0.7", right(100)))
+    low = 100 * 100 / (100 + 1.959964**2)  # Wilson's where all are right; there is nothing above
+    assert f"interval of an accuracy reaches up to {100 - low:.1f} points to a side" in found.caveats[0]
+
+
+def test_a_chart_without_methods_has_no_legend_and_a_size(tmp_path: Path) -> None:
+    found = told(tmp_path, unreduced(right(90)))
+    drawn = still(specification(found.plots[0], found.looks))
+    assert re.search(r'viewBox="0 0 7\d\d 4\d\d"', drawn)
 
 
 def test_when_everything_is_tied_no_method_is_told_apart(tmp_path: Path) -> None:
@@ -171,7 +220,7 @@ def test_a_winner_that_is_tied_at_one_of_its_budgets(tmp_path: Path) -> None:
         at("tome", "0.5", right(50)),
     )
     assert answer(found, "wins").short == "dhtm"
-    assert answer(found, "wins").detail == "In front at both budgets, and alone there at 1."
+    assert answer(found, "wins").detail == "In front at both budgets, and alone there at 1 of them."
     assert answer(found, "significant").short == "At 1 of 2 budgets"
     assert "ahead of all others at 50 % fewer FLOPs" in answer(found, "significant").detail
     assert answer(found, "much").short == "20.00 points"
@@ -478,6 +527,9 @@ def test_what_cannot_be_reported_is_refused(tmbench: Command, tmp_path: Path) ->
     assert_refused(tmbench("report", "swept", "timed", "timed"), "both timed")
     assert_refused(tmbench("report", "swept", "-o", "a_file/report.html"), "a_file")
     assert_refused(tmbench("report", "swept", "-o", "."), "'.'")
+    kept = (tmp_path / "swept" / "results.csv").read_bytes()
+    assert_refused(tmbench("report", "swept", "-o", "swept/results.csv"), "'.html'")
+    assert (tmp_path / "swept" / "results.csv").read_bytes() == kept
 
 
 def test_sweeps_of_different_images_are_refused_as_everywhere(tmbench: Command) -> None:

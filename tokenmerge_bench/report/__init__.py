@@ -27,8 +27,11 @@ def write_report(folders: Sequence[Path], out: Path) -> None:
         out: the HTML file; folders on its way are created.
 
     Raises:
-        InputError: for folders that cannot be read or shown together, or if there is nothing but profiles.
+        InputError: for folders that cannot be read or shown together, if there is nothing but profiles, or if `out` is
+            a folder or is not named as HTML, which a browser would show as text.
     """
     if out.is_dir():
         raise InputError(f"'{out}' is a folder; name the HTML file to write, for instance '{out / 'report.html'}'.")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"'{out}' is not named as HTML; name a file to write that ends in '.html'.")
     write_text(out, render(gather(folders, out)))

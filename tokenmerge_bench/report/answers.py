@@ -99,7 +99,10 @@ def tracks(results: Results, found: Sequence[Contest]) -> list[Track]:
 
 
 def answers(held: Sequence[Track], timings: Timings) -> dict[str, list[Answer]]:
-    """The answers to `QUESTIONS`, one for each track."""
+    """The answers to `QUESTIONS`, one for each track; to the first alone where nothing was compared."""
+    if not held:
+        nothing = "No method finished with fewer FLOPs than the unreduced model, so there is nothing to compare."
+        return {QUESTIONS[0]: [Answer("", "Nothing to rank", nothing)]}
     found = [
         [_winner(track) for track in held],
         [_margin(track) for track in held],
@@ -156,7 +159,7 @@ def _winner(track: Track) -> Answer:
     if len(everywhere) == 1 and alone:
         short = name
         detail = f"In front {_at_all(total)}"
-        detail += "." if total == 1 else f", and alone there at {'all of them' if alone == total else alone}."
+        detail += "." if total == 1 else f", and alone there at {'all' if alone == total else alone} of them."
     elif everywhere:
         short = "No clear winner"
         detail = f"{listed(everywhere)} cannot be told from the best {_at_all(total)}."
@@ -189,8 +192,7 @@ def _margin(track: Track) -> Answer:
     kept = f"At {budget_words(contest)} {shown_name(best)} gets {best['top1']:.2f} % of the images right"
     kept += "" if track.unreduced is None else f" (the unreduced model {track.unreduced['top1']:.2f} %)"
     if pair is None:
-        lost = "" if track.unreduced is None else f"{track.unreduced['top1'] - best['top1']:.2f} points lost"
-        return Answer(track.where, lost or "Unknown", f"{kept}.")
+        return Answer(track.where, _change(best, track.unreduced), f"{kept}.")
     short = f"{pair.difference.value:.2f} points{'' if pair.decided else ', a tie'}"
     beyond = contest.beyond
     leads = [_lead(pair, "the next"), *([_lead(beyond, "the first that is told apart")] if beyond else [])]
@@ -198,12 +200,18 @@ def _margin(track: Track) -> Answer:
     return Answer(track.where, short, f"{kept}: {listed(leads)}.{others}")
 
 
+def _change(setting: Setting, unreduced: Setting | None) -> str:
+    """What the reduction costs, or gains."""
+    if unreduced is None:
+        return "Unknown"
+    lost = unreduced["top1"] - setting["top1"]
+    return f"{abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}"
+
+
 def _lead(pair: Pair, which: str) -> str:
     difference = pair.difference
-    return (
-        f"{difference.value:.2f} points more than {shown_name(pair.behind)}, {which} (95 % interval "
-        f"{difference.low:.2f} to {difference.high:.2f})"
-    )
+    more = f"{difference.value:.2f} points more than" if difference.value > 0 else "just as many as"
+    return f"{more} {shown_name(pair.behind)}, {which} (95 % interval {difference.low:.2f} to {difference.high:.2f})"
 
 
 def _significance(track: Track) -> Answer:
@@ -221,12 +229,18 @@ def _significance(track: Track) -> Answer:
     if len(won) < total:
         where = "At the others the" if won else "Everywhere the" if total > 1 else "The"
         detail += f"{where} best are tied: {images:,} images cannot decide. "
-    if not pair.decided and pair.images_needed is not None:
+    # A single test may need fewer images than there are, where the correction for many pairs leaves a tie.
+    if not pair.decided and pair.images_needed is not None and pair.images_needed > images:
         detail += (
-            f"To tell {shown_name(pair.ahead)} from {shown_name(pair.behind)} at {budget_words(track.strongest)} would "
-            f"take about {pair.images_needed:,} images. "
+            f"If the difference seen is the true one, telling {shown_name(pair.ahead)} from {shown_name(pair.behind)} "
+            f"at {budget_words(track.strongest)} would take about {_rounded(pair.images_needed):,} images. "
         )
     return Answer(track.where, short, detail.strip())
+
+
+def _rounded(count: int) -> int:
+    """A number that is an estimate, to two significant digits."""
+    return int(float(f"{count:.2g}"))
 
 
 def _speed(track: Track, timings: Timings) -> Answer:
@@ -250,7 +264,7 @@ def _speed(track: Track, timings: Timings) -> Answer:
     else:
         short = f"Sometimes: {listed(faster)}"
     times = [f"{name} {interval_words(timing.speedup)} at {held['budget']}" for name, (held, timing) in fastest.items()]
-    detail = f"Times as fast as the unreduced model on {ranked[0].place}: {', '.join(times)}."
+    detail = f"Times as fast as the unreduced model (above 1 is faster) on {ranked[0].place}: {', '.join(times)}."
     if slowest.way != way:
         detail += f" Down to {interval_words(slowest.speedup)} on {slowest.place}."
     return Answer(track.where, short, detail)

@@ -15,7 +15,7 @@ from tokenmerge_bench.results import Results
 def caveats(results: Results, timings: Timings, found: Sequence[Contest]) -> list[str]:
     """Sentences, the weightiest first."""
     return [
-        *_images(results),
+        *_images(results, found),
         *_embedded(results),
         *_unequal(found),
         *_times(results, timings),
@@ -28,15 +28,19 @@ def caveats(results: Results, timings: Timings, found: Sequence[Contest]) -> lis
     ]
 
 
-def _images(results: Results) -> list[str]:
+def _images(results: Results, found: Sequence[Contest]) -> list[str]:
     finished = results.summary[results.summary["status"] == "ok"]
-    widest = ((finished["top1_high"] - finished["top1_low"]) / 2).max()
-    images = int(finished["n_images"].max())
-    return [
-        f"With {images:,} images an accuracy is known to {widest:.1f} points or better to either side. Methods are "
-        "compared on the same images, which resolves smaller differences; how many images a difference needs stands in "
-        "the paired comparisons."
-    ]
+    above, below = finished["top1_high"] - finished["top1"], finished["top1"] - finished["top1_low"]
+    sentence = (
+        f"With {int(finished['n_images'].max()):,} images the 95 % interval of an accuracy reaches up to "
+        f"{max(above.max(), below.max()):.1f} points to a side."
+    )
+    if any(contest.pairs for contest in found):
+        sentence += (
+            " Methods are compared on the same images, which resolves smaller differences; how many images a "
+            "difference needs stands in the paired comparisons."
+        )
+    return [sentence]
 
 
 def _embedded(results: Results) -> list[str]:

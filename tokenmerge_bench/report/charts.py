@@ -162,11 +162,13 @@ def _layers(plot: Plot, looks: Mapping[str, Look]) -> alt.LayerChart:
     return cast(alt.LayerChart, layers.add_params(shown))
 
 
-def _legend(plot: Plot, looks: Mapping[str, Look]) -> alt.Legend:
-    """Of the methods that are drawn, in as many columns as there is room for."""
+def _legend(plot: Plot, looks: Mapping[str, Look]) -> alt.Legend | None:
+    """Of the methods that are drawn, in as many columns as there is room for; an empty one would have no size."""
     drawn = set(plot.settings["method"]).union(plot.reported["method"])
     names = [name for name in looks if name in drawn]
-    columns = max(1, min(5, LINE // (max(map(len, names), default=1) + 6)))
+    if not names:
+        return None
+    columns = max(1, min(5, LINE // (max(map(len, names)) + 6)))
     # Fonts of readers may be wider than the one that the SVG was measured with.
     return alt.Legend(title=None, orient="bottom", columns=columns, columnPadding=30, values=names)
 

@@ -42,7 +42,7 @@ def facts(results: Results, profile: Profile | None) -> dict[str, str]:
         "Methods": ", ".join(methods) or "none",
         "Models": "; ".join(models),
         "Images": f"{image_words(results)}, the same for every method",
-        "Budgets": f"{', '.join(budgets) or 'none'} (a plain number is a fraction of the unreduced FLOPs)",
+        "Budgets": f"{', '.join(budgets)} (a plain number is a fraction of the unreduced FLOPs)" if budgets else "none",
         "Runs": _runs(finished),
         "Evaluated on": ", ".join(dict.fromkeys(_hardware(origin) for origin in results.provenance)),
     }

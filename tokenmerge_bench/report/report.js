@@ -77,13 +77,13 @@
   const shown = () => boxes.filter((box) => box.checked).map((box) => box.value);
   const chosen = () => charts.find((chart) => chart.model === element("model").value && chart.axis === element("axis").value);
 
-  // The chosen chart as it is to be drawn now, with its legend or without.
+  // The chosen chart as it is to be drawn now, with a legend (an empty one would have no size) or without.
   const specification = (legend) => {
     const spec = structuredClone(chosen().spec);
     spec.params.find((param) => param.name === "shown").value = shown();
     for (const { encoding } of spec.layer) {
       for (const channel of [encoding.color, encoding.shape]) {
-        if (channel?.legend) channel.legend = legend ? { ...channel.legend, values: shown() } : null;
+        if (channel?.legend) channel.legend = legend && shown().length ? { ...channel.legend, values: shown() } : null;
       }
     }
     return spec;
