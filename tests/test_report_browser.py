@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from made_profiles import base, cell, written
 from made_results import DEIT, made, nothing, point, right, unreduced
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Dialog, Page, Request, ViewportSize, sync_playwright
 
 from tokenmerge_bench.report import write_report
 
@@ -94,13 +94,47 @@ class Opened:
         return self.page
 
 
+SCREEN: ViewportSize = {"width": DESKTOP, "height": 1000}
+
+
 @pytest.fixture
-def opened(browser: Browser, address: str) -> Iterator[Opened]:
-    """The report on a desktop; whatever a test does with it, nothing may go wrong."""
-    context = browser.new_context(viewport={"width": DESKTOP, "height": 1000})
+def fresh(browser: Browser, address: str) -> Iterator[Page]:
+    """The report on a desktop, opened for one test; whatever that does with it, nothing may go wrong."""
+    context = browser.new_context(viewport=SCREEN)
+    found = Opened(context, address)
+    yield found.drawn()
+    context.close()
+    assert found.faults == []
+
+
+@pytest.fixture(scope="module")
+def shared(browser: Browser, address: str) -> Iterator[Opened]:
+    """The report opened once: drawing it takes longer than most of what is tested."""
+    context = browser.new_context(viewport=SCREEN)
     found = Opened(context, address)
     found.drawn()
     yield found
+    context.close()
+
+
+@pytest.fixture
+def page(shared: Opened) -> Iterator[Page]:
+    """That report as it is when opened, but for the order of tables; a test of models and axes takes a fresh one."""
+    yield shared.page
+    shared.page.emulate_media(media="screen", color_scheme="light")
+    shared.page.set_viewport_size(SCREEN)
+    for button in ("All", "Whole chart"):
+        shared.page.get_by_role("button", name=button, exact=True).click()
+    settled(shared.page)
+    assert shared.faults == []
+
+
+@pytest.fixture(scope="module")
+def scriptless(browser: Browser, address: str) -> Iterator[Page]:
+    """The report where no script may run."""
+    context = browser.new_context(java_script_enabled=False)
+    found = Opened(context, address)
+    yield found.page
     context.close()
     assert found.faults == []
 
@@ -128,15 +162,13 @@ def settled(page: Page) -> None:
 # --- the chart --------------------------------------------------------------------------------------------------------
 
 
-def test_it_opens_without_an_error_or_a_request_and_draws_the_chart(opened: Opened) -> None:
-    page = opened.page
+def test_it_opens_without_an_error_or_a_request_and_draws_the_chart(page: Page) -> None:
     assert markers(page) == 7  # of the first model: three methods at two budgets, one at one
     assert page.title() == "Token reduction compared on 100 images of photographs"
     assert page.locator(".still:visible").count() == 0
 
 
-def test_toggling_a_method_changes_the_chart(opened: Opened) -> None:
-    page = opened.page
+def test_toggling_a_method_changes_the_chart(page: Page) -> None:
     page.get_by_label("tome", exact=True).uncheck()
     settled(page)
     assert markers(page) == 5
@@ -152,8 +184,8 @@ def test_toggling_a_method_changes_the_chart(opened: Opened) -> None:
     assert markers(page) == 7
 
 
-def test_model_and_axis_are_switched_and_what_is_hidden_stays_hidden(opened: Opened) -> None:
-    page = opened.page
+def test_model_and_axis_are_switched_and_what_is_hidden_stays_hidden(fresh: Page) -> None:
+    page = fresh
     axis, title = page.get_by_label("Horizontal axis"), page.locator("#chart svg .role-title-text")
     assert axis.locator("option").all_inner_texts() == ["FLOPs", "measured time: batch 32, bfloat16, eager"]
     page.get_by_label("tome", exact=True).uncheck()
@@ -168,8 +200,7 @@ def test_model_and_axis_are_switched_and_what_is_hidden_stays_hidden(opened: Ope
     assert ODD in (page.locator("#chart").get_attribute("aria-label") or "")
 
 
-def test_hovering_shows_the_numbers_with_their_interval_and_names_as_text(opened: Opened) -> None:
-    page = opened.page
+def test_hovering_shows_the_numbers_with_their_interval_and_names_as_text(page: Page) -> None:
     tip = page.locator("#vg-tooltip-element")
     for method in ("dhtm", EVIL):
         page.get_by_role("button", name="None").click()
@@ -181,8 +212,7 @@ def test_hovering_shows_the_numbers_with_their_interval_and_names_as_text(opened
         page.mouse.move(5, 5)
 
 
-def test_zooming_by_button_wheel_and_keyboard_and_back(opened: Opened) -> None:
-    page = opened.page
+def test_zooming_by_button_wheel_and_keyboard_and_back(page: Page) -> None:
     whole = domain(page)
     page.get_by_role("button", name="Zoom in").click()
     settled(page)
@@ -203,9 +233,15 @@ def test_zooming_by_button_wheel_and_keyboard_and_back(opened: Opened) -> None:
     assert domain(page) != whole
 
 
+def test_a_chart_without_methods_is_saved_without_a_legend(page: Page) -> None:
+    page.get_by_role("button", name="None").click()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as SVG").click()
+    assert re.search(r'viewBox="0 0 7\d\d 4\d\d"', Path(download.value.path()).read_text())
+
+
 @pytest.mark.parametrize("kind", ["PNG", "SVG"])
-def test_the_chart_is_saved_as_it_is_seen_with_a_legend(opened: Opened, kind: str) -> None:
-    page = opened.page
+def test_the_chart_is_saved_as_it_is_seen_with_a_legend(page: Page, kind: str) -> None:
     page.get_by_label("tome", exact=True).uncheck()
     with page.expect_download() as download:
         page.get_by_role("button", name=f"Save as {kind}").click()
@@ -223,8 +259,7 @@ def test_the_chart_is_saved_as_it_is_seen_with_a_legend(opened: Opened, kind: st
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_table_is_sorted_by_click_and_keyboard_and_says_so(opened: Opened) -> None:
-    page = opened.page
+def test_a_table_is_sorted_by_click_and_keyboard_and_says_so(page: Page) -> None:
     heading = page.locator("#table-results th", has_text="top-1")
     cells = page.locator("#table-results tbody tr td.number:nth-child(7)")
     given = cells.all_inner_texts()
@@ -243,14 +278,12 @@ def test_a_table_is_sorted_by_click_and_keyboard_and_says_so(opened: Opened) -> 
     assert cells.all_inner_texts() == given
 
 
-def test_a_table_is_sorted_by_words(opened: Opened) -> None:
-    page = opened.page
+def test_a_table_is_sorted_by_words(page: Page) -> None:
     page.locator("#table-profile th", has_text="method").get_by_role("button").click()
     assert first_column(page, "table-profile") == [EVIL, EVIL, "dhtm", "dhtm", "unreduced"]
 
 
-def test_a_table_is_filtered_and_tells_how_much_is_left(opened: Opened) -> None:
-    page = opened.page
+def test_a_table_is_filtered_and_tells_how_much_is_left(page: Page) -> None:
     field, count = page.locator("input[data-filters='results']"), page.locator("[data-counts='results']")
     assert count.inner_text() == "16 of 16 rows"
     field.press_sequentially(f"{ODD} tome")
@@ -263,8 +296,7 @@ def test_a_table_is_filtered_and_tells_how_much_is_left(opened: Opened) -> None:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_method_named_as_a_script_is_text_and_does_nothing(opened: Opened) -> None:
-    page = opened.page
+def test_a_method_named_as_a_script_is_text_and_does_nothing(page: Page) -> None:
     assert page.get_by_label(EVIL).is_checked()
     assert page.locator("#table-results td", has_text=EVIL).count() == 4
     assert page.locator("script").count() == 3
@@ -274,24 +306,19 @@ def test_a_method_named_as_a_script_is_text_and_does_nothing(opened: Opened) -> 
 
 
 @pytest.mark.parametrize("scripts", [True, False])
-def test_nothing_is_wider_than_the_screen(browser: Browser, address: str, scripts: bool) -> None:
-    context = browser.new_context(java_script_enabled=scripts)
-    page = Opened(context, address).drawn() if scripts else Opened(context, address).page
+def test_nothing_is_wider_than_the_screen(page: Page, scriptless: Page, scripts: bool) -> None:
+    page = page if scripts else scriptless
     for width in (PHONE, TABLET, DESKTOP):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.locator("html").evaluate("(e) => e.scrollWidth") == width
         assert page.locator("#verdict .answer").first.is_visible()
-    context.close()
 
 
-def test_without_scripts_everything_is_readable(browser: Browser, address: str) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = Opened(context, address).page
-    assert page.locator(".still svg:visible").count() == 4
-    assert page.locator(".still svg text", has_text="dhtm").count() == 4  # with legends
-    assert page.locator("#table-results tbody tr:visible").count() == 16
-    assert page.locator("button:visible, select:visible, input:visible").count() == 0
-    context.close()
+def test_without_scripts_everything_is_readable(scriptless: Page) -> None:
+    assert scriptless.locator(".still svg:visible").count() == 4
+    assert scriptless.locator(".still svg text", has_text="dhtm").count() == 4  # with legends
+    assert scriptless.locator("#table-results tbody tr:visible").count() == 16
+    assert scriptless.locator("button:visible, select:visible, input:visible").count() == 0
 
 
 def luminance(colour: str) -> float:
@@ -302,9 +329,8 @@ def luminance(colour: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_from_the_page_in_light_and_dark(browser: Browser, address: str, scheme: Any) -> None:
-    context = browser.new_context(color_scheme=scheme)
-    page = Opened(context, address).drawn()
+def test_text_stands_out_from_the_page_in_light_and_dark(page: Page, scheme: Any) -> None:
+    page.emulate_media(color_scheme=scheme)
     style = "(e) => [getComputedStyle(e).color, getComputedStyle(e).fill]"
     paper = luminance(page.evaluate("getComputedStyle(document.body).backgroundColor"))
     assert (paper < 0.1) == (scheme == "dark")
@@ -315,12 +341,10 @@ def test_text_stands_out_from_the_page_in_light_and_dark(browser: Browser, addre
     for colour in seen:
         darker, lighter = sorted((luminance(colour), paper))
         assert (lighter + 0.05) / (darker + 0.05) >= 4.5
-    context.close()
 
 
-def test_on_paper_every_section_is_there_and_nothing_is_cut(browser: Browser, address: str) -> None:
-    context = browser.new_context(viewport={"width": 703, "height": 1000})  # A4 without its margins
-    page = Opened(context, address).drawn()
+def test_on_paper_every_section_is_there_and_nothing_is_cut(page: Page) -> None:
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 without its margins
     page.emulate_media(media="print")
     assert [name for name in SECTIONS if not page.locator(f"#{name}").is_visible()] == []
     assert page.locator(".still svg:visible").count() == 4
@@ -331,11 +355,10 @@ def test_on_paper_every_section_is_there_and_nothing_is_cut(browser: Browser, ad
     cut = "(all) => all.filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.ariaLabel)"
     assert page.locator(".scroll").evaluate_all(cut) == []
     assert page.pdf(prefer_css_page_size=True).startswith(b"%PDF")
-    context.close()
 
 
-def test_a_screen_reader_finds_its_way(opened: Opened) -> None:
-    page = opened.page
+def test_a_screen_reader_finds_its_way(fresh: Page) -> None:
+    page = fresh
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the verdict"
     assert page.get_by_role("main").count() == page.get_by_role("navigation").count() == 1
