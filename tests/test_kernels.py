@@ -34,6 +34,9 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # The interpreter computes products of bfloat16 wrongly, and slowly.
 HALVES = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]
 IMAGES = 2 if INTERPRETED else 4  # it is slow, too, and takes one image after the other
+GRID = (3, 4) if INTERPRETED else (4, 5)
+N = GRID[0] * GRID[1]
+WIDTHS = [(0, 3), (2, 300)] if INTERPRETED else [(0, 3), (1, 24), (2, 300)]
 LENGTHS = [(9, 16), (40, 64)] if INTERPRETED else [(9, 16), (40, 64), (70, 32), (97, 64), (129, 128), (197, 64)]
 here = pytest.mark.skipif(
     DEVICE.type == "cpu" and not INTERPRETED, reason="no CUDA device; run in a process of its own, with the interpreter"
@@ -78,16 +81,16 @@ def covered(batch: int, grid: tuple[int, int], merges: int) -> tuple[Tensor, Ten
 def test_merges_of_the_most_similar(averaging: str, dtype: torch.dtype, merges: int) -> None:
     from tokenmerge_bench.kernels import contraction as kernels
 
-    _, sizes, edges = covered(IMAGES, (4, 5), merges)
-    x = random(IMAGES, 20 - merges, 24).to(dtype)
-    steps = 19 - merges
+    _, sizes, edges = covered(IMAGES, GRID, merges)
+    x = random(IMAGES, N - merges, 24).to(dtype)
+    steps = N - 1 - merges
     pairs = kernels.most_similar_pairs(x, sizes, edges, steps, "cosine", averaging)
     with use_path("torch"):
         expected = contract_most_similar(x.double(), sizes.double(), edges, steps, "cosine", averaging)  # type: ignore[arg-type]
         assert pairs is not None
         assert torch.equal(pairs, expected.pairs)
         for done in (0, 1, steps):
-            assert torch.equal(kernels.labels_of(pairs, 20 - merges, done), expected.labels(done))
+            assert torch.equal(kernels.labels_of(pairs, N - merges, done), expected.labels(done))
 
 
 @here
@@ -144,8 +147,8 @@ def test_gram_matrix(dtype: torch.dtype, n: int, c: int) -> None:
 def test_random_merges(pair: Pair, merges: int) -> None:
     from tokenmerge_bench.kernels.contraction import random_pairs
 
-    _, sizes, edges = covered(IMAGES, (4, 5), merges)
-    n = 20 - merges
+    _, sizes, edges = covered(IMAGES, GRID, merges)
+    n = N - merges
     if pair == "any":
         edges = all_pairs(n, DEVICE).expand(IMAGES, -1, -1)
     draws = torch.rand(IMAGES, n + 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).to(DEVICE)
@@ -182,7 +185,7 @@ def test_cosines_of_neighbours(dtype: torch.dtype) -> None:
 
 @here
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize(("prefix", "c"), [(0, 3), (1, 24), (2, 300)])
+@pytest.mark.parametrize(("prefix", "c"), WIDTHS)
 @pytest.mark.parametrize("weighted", [True, False])
 def test_merging_a_sequence(dtype: torch.dtype, prefix: int, c: int, weighted: bool) -> None:
     cells, sizes, _ = covered(IMAGES, (4, 5), 8)
