@@ -261,7 +261,7 @@ def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, counted_on
     from sweeping import run
 
     out = tmp_path_factory.mktemp("template") / "out"
-    run(out, weights, methods=["dhtm", "random"], limit=4)
+    run(out, weights, methods=["dhtm", "random"], limit=4, examples=2)
     return out
 
 
