@@ -437,8 +437,8 @@ def test_methods_are_listed_with_what_is_trained_of_them(
     listed = tmbench("list", "methods").out
     assert "patchmerger" in listed  # which is as long as a name gets
     assert "--keep-rate" in listed
-    assert listed.count("must be trained") == 3
-    assert "shipped: keep_rate=0.7" in listed
+    assert listed.count("Must be trained.") == 3
+    assert "Shipped, trained at keep_rate=0.7 of the FLOPs." in listed
 
 
 def test_profiles_take_no_checkpoints(tmbench: Command, save: Save) -> None:
