@@ -438,7 +438,7 @@ def test_methods_are_listed_with_what_is_trained_of_them(
     assert "patchmerger" in listed  # which is as long as a name gets
     assert "--keep-rate" in listed
     assert listed.count("Must be trained.") == 3
-    assert "Shipped, trained at keep_rate=0.7 of the FLOPs." in listed
+    assert "Shipped, trained at keep_rate=0.7." in listed
 
 
 def test_profiles_take_no_checkpoints(tmbench: Command, save: Save) -> None:

@@ -67,11 +67,14 @@ def methods_sheet(rows: Rows) -> Sheet:
             f"{option}={'|'.join(known.get(option, [str(default)]))}" for option, default in row["options"].items()
         ]
         trained = ["Must be trained."] if row["must_be_trained"] else []
-        budgets = f"Shipped, trained at {' and '.join(row['shipped'])} of the FLOPs." if row["shipped"] else ""
+        budgets = f"Shipped, trained at {' and '.join(row['shipped'])}." if row["shipped"] else ""
         lines = [" ".join([row["summary"], *trained, budgets]).strip(), *(["  ".join(typed)] if typed else [])]
         cells.append([f"{row['method']}\n{row['knob']}\n{row['blocks']} {row['site']}", "\n".join(lines)])
     columns = [Column("method, knob, blocks"), Column("what it does; its options, the default first", least=40)]
-    caption = f"Options are typed as METHOD:OPTION=VALUE. Shipped checkpoints are of {DEMO_MODEL}; --trained adds them."
+    caption = (
+        f"Options are typed as METHOD:OPTION=VALUE. Shipped checkpoints are of {DEMO_MODEL}, at fractions of its FLOPs; "
+        "--trained adds them."
+    )
     return Sheet("", columns, cells, range(len(cells)), caption)
 
 
