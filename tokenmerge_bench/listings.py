@@ -72,8 +72,8 @@ def methods_sheet(rows: Rows) -> Sheet:
         cells.append([f"{row['method']}\n{row['knob']}\n{row['blocks']} {row['site']}", "\n".join(lines)])
     columns = [Column("method, knob, blocks"), Column("what it does; its options, the default first", least=40)]
     caption = (
-        f"Options are typed as METHOD:OPTION=VALUE. Shipped checkpoints are of {DEMO_MODEL}, at fractions of its FLOPs; "
-        "--trained adds them."
+        f"Options are typed as METHOD:OPTION=VALUE. Shipped checkpoints are of {DEMO_MODEL}, at fractions of its FLOPs "
+        "and added by --trained."
     )
     return Sheet("", columns, cells, range(len(cells)), caption)
 

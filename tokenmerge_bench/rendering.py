@@ -214,8 +214,8 @@ def render(name: str, frame: pd.DataFrame, kind: Kind) -> str:
     """A table as text; nothing for an empty frame.
 
     Args:
-        name: a name in `LAYOUTS`: a table of `tables.py`, `compare`, `curves`, `at` for those of a `Comparison`, `pairs`
-            and `profile` for those of a report.
+        name: a name in `LAYOUTS`: a table of `tables.py`; `compare`, `curves` and `at` for those of a `Comparison`;
+            `pairs` and `profile` for those of a report.
         frame: what the function of that name gave.
         kind: `md` with caption, legend and notes; `tex`, a `table*` that needs booktabs; `csv`, all columns of the
             frame, to eight digits.
