@@ -207,6 +207,7 @@ BAD: list[tuple[str, list[str], dict[str, Any], list[str]]] = [
     ("two kinds of budget", ["--budgets", "0.5"], {}, ["exactly one way", "--budgets, --gflops, --k"]),
     ("layers beyond the model", ["--layers", "3/12"], {}, ["block 12", "blocks 0 to 11", "dhtm:layers=1/2"]),
     ("layers in words", ["--layers", "some"], {}, ["layers 'some'", "3/6/10"]),
+    ("no layers", ["--layers", ""], {}, ["layers ''", "3/6/10"]),
     ("weights of another model", ["--weights", "{}/rgb.safetensors"], {}, ["--weights names two files"]),
     ("missing data", ["--dataset", "{}/none"], {}, ["{}/none", "does not exist", "check the path"]),
     ("unknown data", ["--dataset", "demos"], {}, ["'demos'", "'demo' or a folder"]),

@@ -83,7 +83,7 @@ class Experiment(BaseModel):
         Raises:
             InputError: for one that is not known.
         """
-        layers = parse_layers(self.layers) if self.layers else None
+        layers = None if self.layers is None else parse_layers(self.layers)
         specs = [parse_method(text, layers) for text in self.methods]
         return list({(spec.name, all_options(spec)): spec for spec in specs}.values())
 
