@@ -85,7 +85,7 @@ def parse_method(text: str, layers: Layers | None = None) -> MethodSpec:
     for part in parts:
         key, sign, value = part.partition("=")
         if not sign:
-            raise InputError(f"option '{part}' of method '{name}' has no value; write {name}:{key}=VALUE.")
+            raise InputError(f"option '{part}' of method '{name}' has no value; write {name}:{key or 'OPTION'}=VALUE.")
         if key.strip() in given:
             raise InputError(f"option '{key.strip()}' of method '{name}' is given twice in '{text}'; leave one out.")
         given[key.strip()] = value.strip()
