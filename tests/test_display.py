@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
-import pty
 import re
-import select
-import signal
-import struct
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -179,7 +173,9 @@ def told(standings: Standings, right: int, of: int) -> None:
 def board(standings: Standings, width: int = 80, height: int = 24) -> list[str]:
     progress = Progress()
     progress.add_task("")
-    first, *others = printed(live.Board(progress, standings), width, height, force_terminal=True)
+    shown = live.Board(progress)
+    shown.follow(standings)
+    first, *others = printed(shown, width, height, force_terminal=True)
     assert "%" in first
     return others
 
@@ -222,13 +218,19 @@ def test_what_was_counted_before_is_left_alone(solution: Solution) -> None:
     assert [(one.seen, one.right) for one in standings.by_point.values()] == [(0, 0), (2, 1)]
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (60, 10), (40, 8)])
-def test_any_number_of_points_fits_and_what_does_not_is_counted(solution: Solution, width: int, height: int) -> None:
+@pytest.fixture(scope="module")
+def many(solution: Solution) -> Standings:
+    """13 methods at 16 budgets on 4 models."""
     methods = [f"dhtm:layers={block}" for block in range(12)] + ["dhtm:averaging=plain:position=post:feature=keys"]
     budgets = [f"0.{number}" for number in range(10, 26)]
     standings = Standings(points(solution, methods, budgets, models=4), 1000, {})
     told(standings, 30, 64)
-    lines = board(standings, width, height)
+    return standings
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40), (60, 10), (40, 8)])
+def test_any_number_of_points_fits_and_what_does_not_is_counted(many: Standings, width: int, height: int) -> None:
+    lines = board(many, width, height)
     assert len(lines) < height - 1
     assert max(map(len, lines)) <= width
     shown_models = sum(bool(re.match(r"m\d,", line)) for line in lines)
@@ -242,56 +244,36 @@ def test_any_number_of_points_fits_and_what_does_not_is_counted(solution: Soluti
         assert f"{16 - columns} more budgets" in "\n".join(lines)
 
 
-# --- in a real terminal -----------------------------------------------------------------------------------------------
+# --- while a sweep runs -----------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_in_a_terminal_draws_the_table_and_cleans_up_after_ctrl_c(weights: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys, time, sweeping\n"
-        "from tokenmerge_bench.display import ProgressReporter\n"
-        "from tokenmerge_bench import live, cli\n"
-        "live.A_SECOND = 20\n"
-        "advance = ProgressReporter.advance\n"
-        "def slowly(self, evaluations, doing):\n"
-        "    time.sleep(0.05)\n"
-        "    advance(self, evaluations, doing)\n"
-        "ProgressReporter.advance = slowly\n"
-        "cli.main()"
-    )
-    flags = ["--methods", "dhtm,lotm", "--k", "3,6", "--models", TINY, "--weights", str(weights), "--limit", "400"]
-    command = [sys.executable, "-c", code, "sweep", *flags, "--batch-size", "4", "--out", str(tmp_path / "out")]
-    leader, follower = pty.openpty()
-    import fcntl
-    import termios
+def test_a_sweep_in_a_terminal_draws_the_table_and_cleans_up_after_ctrl_c(
+    tmbench: Command, weights: Path, monkeypatch: pytest.MonkeyPatch, counted_once: None
+) -> None:
+    screen = Screen()
+    terminal = Console(file=screen, force_terminal=True, width=80, height=24)
+    monkeypatch.setattr(live, "errors", terminal)
+    monkeypatch.setattr("tokenmerge_bench.display.errors", terminal)
+    evaluated = 0
 
-    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "TERM": "xterm"}
-    process = subprocess.Popen(command, stdin=follower, stdout=follower, stderr=follower, env=environment)
-    os.close(follower)
-    screen, until = b"", time.monotonic() + 200
-    while b"of 400 images" not in screen and time.monotonic() < until:
-        screen += _read(leader)
-    process.send_signal(signal.SIGINT)
-    while process.poll() is None and time.monotonic() < until:
-        screen += _read(leader)
-    screen += _read(leader)
-    os.close(leader)
-    text = screen.decode()
-    assert process.returncode == 130
-    assert re.search(r"top-1 % so far, on [\d,]+ of 400 images: ± [\d.]+ or less", text)
-    assert re.search(r"lotm +(\x1b\[\d*m)*\d+\.\d", text)
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0  # the cursor is hidden and comes back
-    assert text.rstrip().endswith("\x1b[?25h") or "interrupted; the same command goes on from here" in text
-    assert "Traceback" not in text
+    def interrupted(reporter: live.LiveReporter, evaluations: int, doing: str) -> None:
+        nonlocal evaluated
+        evaluated += evaluations
+        if evaluated == 3 * 8 + 4:  # all three points on two batches of four, and one of them on the third
+            reporter._live.refresh()
+            raise KeyboardInterrupt
 
-
-def _read(leader: int) -> bytes:
-    """What a terminal has been sent within a moment."""
-    ready, _, _ = select.select([leader], [], [], 0.2)
-    try:
-        return os.read(leader, 65536) if ready else b""
-    except OSError:  # the other side is closed
-        return b""
+    monkeypatch.setattr(live.LiveReporter, "advance", interrupted)
+    what = ("--methods", "dhtm,lotm", "--k", 3, "--models", TINY, "--weights", weights)
+    done = tmbench("sweep", *what, "--limit", 20, "--batch-size", 4, "--out", "out")
+    assert (done.code, done.out, done.err) == (130, "", "")
+    shown = re.sub(r"\x1b\[[\d;]*m", "", screen.getvalue())
+    assert re.search(r"top-1 % so far, on 8 of 20 images: ± \d+\.\d or less \(95 %\)", shown)
+    assert re.search(r"lotm +\d+\.\d", shown)
+    assert "tmbench: interrupted; the same command goes on from here" in shown
+    assert (shown.count("\x1b[?25l"), shown.count("\x1b[?25h")) == (1, 1)  # the cursor is hidden, and comes back
+    below = shown[shown.index("interrupted; ") :]
+    assert below.rindex("\x1b[2K") > below.rindex("lotm")  # the table that stood there is wiped out
 
 
 def test_standings_end_as_the_results_say(weights: Path, tmp_path: Path, counted_once: None) -> None:

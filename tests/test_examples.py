@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from commands import Command
 from made_results import made, point, right, unreduced
@@ -17,6 +18,7 @@ from tokenmerge_bench.budgets import Solver
 from tokenmerge_bench.cli import app
 from tokenmerge_bench.commands.examples import DEMO, EXAMPLES, Example
 from tokenmerge_bench.experiment import Experiment
+from tokenmerge_bench.models import build_model
 
 pytestmark = pytest.mark.usefixtures("own_registry")
 PROGRAM: Any = typer.main.get_command(app)
@@ -58,12 +60,18 @@ def understood(monkeypatch: pytest.MonkeyPatch) -> list[Experiment]:
 
     for name in LONG:
         monkeypatch.setattr(name, stop)
-    # Tracing takes seconds; that it agrees with the closed form is tested elsewhere.
+    # Tracing takes seconds, and so do initial weights. The closed form, which is tested elsewhere, needs neither.
     monkeypatch.setattr(
         "tokenmerge_bench.listings.count",
         lambda reduced: Solver(reduced.detach()).cost.macs(reduced.schedule, reduced.reducer_macs()),
     )
+    monkeypatch.setattr("tokenmerge_bench.listings.build_model", without_weights)
     return reached
+
+
+def without_weights(name: str) -> torch.nn.Module:
+    with torch.device("meta"):
+        return build_model(name)
 
 
 @pytest.fixture

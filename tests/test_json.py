@@ -175,7 +175,7 @@ def test_tables_and_figures(tmbench: Command, two: None) -> None:
 
 def test_pictures_and_reports(tmbench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenmerge_bench.figures.merges.write", lambda _, paths: paths)
-    done = tmbench("show", "--methods", "dhtm", "--formats", "svg", "--json")
+    done = tmbench("show", "--methods", "dhtm", "--k", 10, "--formats", "svg", "--json")
     assert (done.code, done.err) == (0, "")
     found = document(done.out)
     assert [Path(file).suffix for file in found["files"]] == [".svg"]

@@ -22,7 +22,7 @@ from tokenmerge_bench.standings import Standing, Standings
 from tokenmerge_bench.statistics import wilson_interval
 from tokenmerge_bench.terminal import redrawn
 
-A_SECOND = 2
+A_SECOND = 1
 """Times that the table is drawn."""
 LEAST_CELL, METHOD = 6, 28
 """Width of a budget's column without its margin, and the greatest of the methods'."""
@@ -43,7 +43,7 @@ class LiveReporter(ProgressReporter):
 
     def follow(self, standings: Standings) -> None:
         """See `sweep.Follower`."""
-        self._board.standings = standings
+        self._board.follow(standings)
 
     def __enter__(self) -> LiveReporter:
         self._live.start()
@@ -59,16 +59,20 @@ class Board:
 
     progress: Progress
     standings: Standings | None = None
+    grids: list[Grid] = field(default_factory=list)
+
+    def follow(self, standings: Standings) -> None:
+        """Arranges the points, once: what changes is read when it is drawn."""
+        self.standings, self.grids = standings, _grids(standings)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Progress | Table | Text]:
         yield self.progress
         if self.standings is None:
             return
         yield _how_sure(self.standings)
-        grids = _grids(self.standings)
         room = console.height - 3  # the two lines above, and the one that the cursor is on
-        for number, grid in enumerate(grids):
-            later = len(grids) - number - 1
+        for number, grid in enumerate(self.grids):
+            later = len(self.grids) - number - 1
             columns = _columns(grid, options.max_width)
             whole = 2 + len(grid.rows) + (columns < len(grid.budgets)) + bool(later) <= room
             rows = len(grid.rows) if whole else room - 3 - bool(later)
@@ -153,7 +157,7 @@ def _line(text: str, style: str) -> Text:
 def _cell(cell: Sequence[Standing], standings: Standings) -> Text:
     """The accuracy so far over all seeds; ✓ behind it says that all images have been seen."""
     seen, right = sum(standing.seen for standing in cell), sum(standing.right for standing in cell)
-    if any(standing.point.id in standings.failures for standing in cell):
+    if any(standing.id in standings.failures for standing in cell):
         return Text("failed", style="red")
     if not cell or any(standing.point.obstacle for standing in cell):
         return Text("-", style="dim")

@@ -11,9 +11,10 @@ from tokenmerge_bench.store import BatchOutcomes
 
 @dataclass
 class Standing:
-    """A point, the number of images that it has seen so far, and for how many of them top-1 was right."""
+    """A point with its identifier, the images that it has seen so far, and for how many of them top-1 was right."""
 
     point: Point
+    id: str
     seen: int = 0
     right: int = 0
 
@@ -29,7 +30,7 @@ class Standings:
 
     def __init__(self, points: Iterable[Point], images: int, failures: Mapping[str, str]) -> None:
         self.images, self.failures = images, failures
-        self.by_point = {point.id: Standing(point) for point in points}
+        self.by_point = {(name := point.id): Standing(point, name) for point in points}
 
     def count(self, batch: BatchOutcomes, but: Container[str] = ()) -> None:
         """Counts what points said about a batch, but for some of them."""
