@@ -182,6 +182,7 @@ def board(standings: Standings, width: int = 80, height: int = 24) -> list[str]:
 
 def test_accuracy_so_far_with_how_sure_it_is(solution: Solution) -> None:
     standings = Standings(points(solution, ["dhtm", "random"], ["0.7", "0.5"], seeds=2), 40, {})
+    assert board(standings)[0].strip() == "top-1 % on 40 images: none yet"
     assert board(standings)[2].split() == ["0.7", "0.5"]
     assert board(standings)[3].split() == ["dhtm", "…", "…"]
     told(standings, 9, 10)

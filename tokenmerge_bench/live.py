@@ -141,7 +141,8 @@ def _how_sure(standings: Standings) -> Text:
     """What the numbers are, of how many images, and how far the least certain of them can be trusted."""
     running = [standing for standing in standings.by_point.values() if 0 < standing.seen < standings.images]
     if not running:
-        return _line(f"top-1 % on {standings.images:,} images", "dim")
+        anything = any(standing.seen for standing in standings.by_point.values())
+        return _line(f"top-1 % on {standings.images:,} images" + ("" if anything else ": none yet"), "dim")
     # The interval is widest for the fewest images, and there nearest to one half.
     widest = min(running, key=lambda one: (one.seen, abs(one.right / one.seen - 0.5)))
     low, high = wilson_interval(widest.right, widest.seen)
