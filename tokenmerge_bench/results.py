@@ -74,11 +74,17 @@ class Results:
 
     def runs(self, setting: dict[Any, Any]) -> pd.DataFrame:
         """The finished rows of one row of `summary`: one per seed."""
-        table = self.table[self.table["status"] == "ok"]
-        for column in SETTING:
-            value = setting[column]
-            table = table[table[column].fillna("") == ("" if pd.isna(value) else value)]
-        return table
+        key = tuple("" if pd.isna(setting[column]) else setting[column] for column in SETTING)
+        if key not in self._runs:
+            finished = self.table[self.table["status"] == "ok"]
+            for column, value in zip(SETTING, key, strict=True):
+                finished = finished[finished[column].fillna("") == value]
+            self._runs[key] = finished
+        return self._runs[key]
+
+    @cached_property
+    def _runs(self) -> dict[tuple[Any, ...], pd.DataFrame]:
+        return {}
 
     def unreduced(self, model: str) -> dict[Any, Any] | None:
         """The summary row of the unreduced model off the shelf, or None where that point failed."""
