@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from commands import Command, Done, assert_refused
+from slow import slow
 from sweeping import TINY, TINY_RGB, contents, lasting
 
 from tokenmerge_bench.display import SilentReporter
@@ -450,6 +451,7 @@ def test_flops_counts_and_shows_what_is_out_of_reach(tmbench: Command) -> None:
 # --- as it is really called -------------------------------------------------------------------------------------------
 
 
+@slow
 def test_the_real_command_in_a_pipe(weights: Path, tmp_path: Path) -> None:
     """A plugin registers the tiny model too; nothing but the table comes out, on stdout, without colours."""
     (tmp_path / "mine.py").write_text("import sweeping\n" + PLUGIN.format(name="mine", body="pass"))
