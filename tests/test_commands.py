@@ -19,7 +19,7 @@ import pytest
 import torch
 import typer
 from commands import Command, Done, assert_refused
-from made_results import made, point, right, unreduced
+from made_results import dhtm_and_tome, made, point, right
 from PIL import Image
 from slow import slow
 from sweeping import TINY, TINY_RGB, contents, lasting, run
@@ -430,16 +430,7 @@ def rows_of(out: str) -> list[list[str]]:
 
 @pytest.fixture
 def two(tmp_path: Path) -> None:
-    """dhtm, tome and lotm on 100 images: at 0.7 dhtm has 10 that tome lacks, which has 2 others."""
-    made(
-        tmp_path / "two",
-        unreduced(right(90)),
-        point("dhtm", "0.7", 0.700, right(80)),
-        point("dhtm", "0.5", 0.500, right(66)),
-        point("tome", "0.7", 0.702, right(72, start=10)),
-        point("tome", "0.5", 0.498, right(60)),
-        point("lotm", "k=20", 0.600, right(60)),
-    )
+    made(tmp_path / "two", *dhtm_and_tome(), point("lotm", "k=20", 0.600, right(60)))
 
 
 def test_what_is_printed_agrees_with_the_results(tmbench: Command, swept: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from commands import Command, assert_refused
-from made_results import made, nothing, point, right, unreduced
+from made_results import dhtm_and_tome, made, nothing
 from sweeping import TINY
 
 from tokenmerge_bench import json_output, profiles
@@ -45,15 +45,7 @@ def assert_documented(held: Any) -> None:
 
 @pytest.fixture
 def two(tmp_path: Path) -> None:
-    made(
-        tmp_path / "two",
-        unreduced(right(90)),
-        point("dhtm", "0.7", 0.700, right(80)),
-        point("dhtm", "0.5", 0.500, right(66)),
-        point("tome", "0.7", 0.702, right(72, start=10)),
-        point("tome", "0.5", 0.498, right(60)),
-        nothing("tome", "0.3", "unreachable", "out of reach"),
-    )
+    made(tmp_path / "two", *dhtm_and_tome(), nothing("tome", "0.3", "unreachable", "out of reach"))
 
 
 # --- what is written --------------------------------------------------------------------------------------------------

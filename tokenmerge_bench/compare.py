@@ -97,10 +97,11 @@ def paired(results: Results, a: Setting, b: Setting) -> Paired:
     Raises:
         InputError: if per-image outcomes are missing or the images differ.
     """
-    return _paired(*results.hits(a, b))
+    return paired_hits(*results.hits(a, b))
 
 
-def _paired(hits_a: Hits, hits_b: Hits) -> Paired:
+def paired_hits(hits_a: Hits, hits_b: Hits) -> Paired:
+    """The same from `Results.hits`: each (seeds, images), the images in the same order."""
     test = paired_test(hits_a, hits_b)
     return Paired(_points(paired_difference(hits_a, hits_b)), test.only_a, test.only_b, test.p)
 
@@ -306,7 +307,7 @@ def _pairs_table(
     rows = []
     for one, other in pairs:
         hits_a, hits_b = results.hits(one, other)
-        found = _paired(hits_a, hits_b)
+        found = paired_hits(hits_a, hits_b)
         rows.append(
             {
                 "model": one["model"],

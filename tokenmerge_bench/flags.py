@@ -95,6 +95,13 @@ class Comparison:
             "layers": self.layers,
         }
 
+    def overrides_at_a_budget(self) -> dict[str, Any]:
+        """The same, at 0.7 of the FLOPs where no budget was given in any way."""
+        from tokenmerge_bench.experiment import WAYS
+
+        given = self.overrides()
+        return given if any(given[way] is not None for way in WAYS) else {**given, "budgets": [0.7]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
@@ -129,6 +136,11 @@ class Images:
         """What replaces values of an experiment; `limit` is the command's to interpret."""
         names = ("dataset", "data_dir", "split", "crop_pct", "img_size", "interpolation")
         return {name: getattr(self, name) for name in names}
+
+    def refuse_negative_limit(self) -> None:
+        """Raises InputError for a --limit that is no number of images."""
+        if self.limit is not None and self.limit < 0:
+            raise InputError(f"--limit {self.limit} is negative; give a number of images, or 0 for all of them.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable
+from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable, budget_flag
 from tokenmerge_bench.checkpoints import Checkpoint, shipped_checkpoints
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL, LoadedModel
@@ -117,9 +117,8 @@ class Places:
             raise InputError(f"{trained}, and this sweep has no such method; add it by --methods {method.label}.")
         budgets = ", ".join(budget.recorded for budget in self._budgets)
         if card.budget not in [budget.recorded for budget in self._budgets]:
-            raise InputError(
-                f"{trained}, and this sweep has other budgets ({budgets}); add it by {_flag(card.budget)}."
-            )
+            flag = " ".join(budget_flag(card.budget))
+            raise InputError(f"{trained}, and this sweep has other budgets ({budgets}); add it by {flag}.")
         tokens = "/".join(str(step.n_out) for step in card.steps)
         raise InputError(
             f"{trained}, where it left {tokens} tokens; this version, image size or model width leaves others at "
@@ -189,11 +188,3 @@ def _refuse_twice(places: Sequence[Place]) -> None:
                 f"checkpoints '{other.file}' and '{checkpoint.file}' are both {checkpoint.described} with seed "
                 f"{checkpoint.card.seed}; give one of them, or train the other with another seed."
             )
-
-
-def _flag(budget: str) -> str:
-    """A budget as it stands in results, as the flag that asks for it."""
-    kind, sign, value = budget.partition("=")
-    if sign:
-        return f"--{kind.replace('_', '-')} {value}"
-    return f"--gflops {budget.removesuffix(' GFLOPs')}" if budget.endswith("GFLOPs") else f"--budgets {budget}"

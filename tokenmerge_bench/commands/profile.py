@@ -9,7 +9,7 @@ import typer
 
 from tokenmerge_bench import completion
 from tokenmerge_bench.commands.products import speed
-from tokenmerge_bench.commands.shared import complain, load_plugins, tell
+from tokenmerge_bench.commands.shared import complain, interruptible, load_plugins, tell
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.flags import (
     OUTPUT,
@@ -76,38 +76,31 @@ def profile(
     """
     load_plugins(plugin)
     from tokenmerge_bench.display import reasons
-    from tokenmerge_bench.experiment import WAYS, load_experiment
+    from tokenmerge_bench.experiment import load_experiment
     from tokenmerge_bench.json_output import write_json
     from tokenmerge_bench.profile_display import profile_reporter, profile_sheets
     from tokenmerge_bench.profiling import run_profile
 
-    chosen = {**comparison.overrides(), "seed": seed}
-    if all(chosen[way] is None for way in WAYS):
-        chosen["budgets"] = [0.7]
-    experiment = load_experiment("demo", **chosen)
+    experiment = load_experiment("demo", **comparison.overrides_at_a_budget(), seed=seed)
     own, checkpoints = Running(weights=weights).given_weights(experiment.models)
     if checkpoints:
         raise InputError(
             f"checkpoint '{checkpoints[0].name}' was trained for {checkpoints[0].described}, and times do not depend "
             "on the weights of methods; leave it out."
         )
-    with profile_reporter() as told:
-        try:
-            result = run_profile(
-                experiment,
-                batch_sizes=split_list(batch_sizes, "--batch-sizes") or [],
-                dtypes=split_list(dtypes, "--dtypes") or [],
-                modes=split_list(modes, "--modes") or [],
-                weights=own,
-                device=device,
-                seconds=seconds,
-                out=out,
-                fresh=fresh,
-                reporter=told,
-            )
-        except KeyboardInterrupt:
-            told.note("interrupted; the same command goes on from here")
-            raise typer.Exit(130) from None
+    with profile_reporter() as told, interruptible(told.note):
+        result = run_profile(
+            experiment,
+            batch_sizes=split_list(batch_sizes, "--batch-sizes") or [],
+            dtypes=split_list(dtypes, "--dtypes") or [],
+            modes=split_list(modes, "--modes") or [],
+            weights=own,
+            device=device,
+            seconds=seconds,
+            out=out,
+            fresh=fresh,
+            reporter=told,
+        )
     complain(reasons(result.table))
     for sheet in profile_sheets(result.table) if not as_json else ():
         stdout().print(sheet)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -16,6 +17,16 @@ def load_plugins(paths: list[Path] | None) -> None:
 
     for path in paths or []:
         load_plugin(path)
+
+
+@contextmanager
+def interruptible(note: Callable[[str], None]) -> Iterator[None]:
+    """Work that the same command goes on with after a Ctrl-C, which is noted and ends the command with code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note("interrupted; the same command goes on from here")
+        raise typer.Exit(130) from None
 
 
 def tell(paths: list[Path], reasons: dict[str, str]) -> None:

@@ -79,6 +79,7 @@ def show(
     from tokenmerge_bench.json_output import write_json
     from tokenmerge_bench.show import Viewer, Wanted, named_images, usual_images
 
+    images.refuse_negative_limit()
     _refuse_idle(image or [], images.limit, attention, token, animate)
     experiment = _experiment(comparison, images, seed, trained, untrained, animate)
     files = _Files(out, formats, MOVING if animate else STILL, image or [])
@@ -105,8 +106,6 @@ def show(
 
 def _refuse_idle(image: list[str], limit: int | None, attention: bool, token: int | None, animate: bool) -> None:
     """Raises InputError for an option that would do nothing beside the others."""
-    if limit is not None and limit < 0:
-        raise InputError(f"--limit {limit} is negative; give a number of images, or 0 for all of them.")
     if image and limit is not None:
         raise InputError(f"--limit {limit} draws images, and some are named; leave one of the two out.")
     if animate and (attention or token is not None):
@@ -117,12 +116,9 @@ def _experiment(
     comparison: Comparison, images: Images, seed: int, trained: bool, untrained: bool, animate: bool
 ) -> Experiment:
     """What is to be shown: the embedded benchmark's methods unless others are named, at one budget."""
-    from tokenmerge_bench.experiment import WAYS, load_experiment
+    from tokenmerge_bench.experiment import load_experiment
 
-    chosen = {**comparison.overrides(), **images.overrides(), "seed": seed}
-    if all(chosen[way] is None for way in WAYS):
-        chosen["budgets"] = [0.7]
-    experiment = load_experiment("demo", **chosen)
+    experiment = load_experiment("demo", **comparison.overrides_at_a_budget(), **images.overrides(), seed=seed)
     methods = experiment.methods[:1] if animate and comparison.methods is None else experiment.methods
     changed = {"dataset": images.dataset, "methods": methods, "seeds": 1}
     return experiment.model_copy(update={**changed, "trained": trained, "untrained": untrained})

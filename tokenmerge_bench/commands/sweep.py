@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokenmerge_bench import completion
-from tokenmerge_bench.commands.shared import complain, load_plugins, tell
+from tokenmerge_bench.commands.shared import complain, interruptible, load_plugins, tell
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.flags import COMPARED, Comparison, Images, Json, Plugins, Running, option
 from tokenmerge_bench.terminal import stdout
@@ -83,24 +83,20 @@ def run_experiment(
     experiment = _experiment(name, comparison, images, running)
     check_names(experiment.shows, [*table_names(), *figure_names()], "table or figure")
     own, checkpoints = running.given_weights(experiment.models)
-    with reporter() as told:
-        try:
-            result = run_sweep(
-                experiment,
-                name=Path(name).stem,
-                weights=own,
-                checkpoints=checkpoints,
-                device=running.device,
-                out=running.out,
-                fresh=running.fresh,
-                workers=running.workers,
-                compiled=running.compile,
-                graphs=running.cuda_graphs,
-                reporter=told,
-            )
-        except KeyboardInterrupt:
-            told.note("interrupted; the same command goes on from here")
-            raise typer.Exit(130) from None
+    with reporter() as told, interruptible(told.note):
+        result = run_sweep(
+            experiment,
+            name=Path(name).stem,
+            weights=own,
+            checkpoints=checkpoints,
+            device=running.device,
+            out=running.out,
+            fresh=running.fresh,
+            workers=running.workers,
+            compiled=running.compile,
+            graphs=running.cuda_graphs,
+            reporter=told,
+        )
     for model in dict.fromkeys(result.table["model"]) if not quiet else ():
         stdout().print(results_sheet(result.table, model))
     complain(reasons(result.table))
@@ -144,8 +140,7 @@ def _experiment(name: str, comparison: Comparison, images: Images, running: Runn
     own_data = images.dataset not in (None, demo.dataset)
     if own_data and comparison.models is None and experiment.models == [DEMO_MODEL]:
         raise InputError(f"--dataset {images.dataset} needs to know the model; name one with --models.")
-    if images.limit is not None and images.limit < 0:
-        raise InputError(f"--limit {images.limit} is negative; give a number of images, or 0 for all of them.")
+    images.refuse_negative_limit()
     # The file's limit is meant for its own images, or for any if it names none; of somebody's own images all are meant,
     # and of the embedded benchmark, where it takes the place of others, a subset.
     own_limit = experiment.limit if meant in (None, experiment.dataset) else None

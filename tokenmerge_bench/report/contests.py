@@ -8,10 +8,10 @@ from itertools import combinations
 
 import pandas as pd
 
-from tokenmerge_bench.compare import ALPHA, EQUAL_FLOPS, Setting, adjusted, shown_name, spread
+from tokenmerge_bench.compare import ALPHA, EQUAL_FLOPS, Setting, adjusted, paired_hits, shown_name, spread
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Hits, Results
-from tokenmerge_bench.statistics import Interval, images_needed, paired_difference, paired_test
+from tokenmerge_bench.statistics import Interval, images_needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +109,8 @@ def _pairs(results: Results, ranking: Sequence[Setting]) -> tuple[Pair, ...]:
 
 
 def _pair(ahead: Setting, behind: Setting, hits_ahead: Hits, hits_behind: Hits) -> Pair:
-    test, difference = paired_test(hits_ahead, hits_behind), paired_difference(hits_ahead, hits_behind)
-    points = Interval(100 * difference.value, 100 * difference.low, 100 * difference.high)
-    needed = images_needed(hits_ahead, hits_behind)
-    return Pair(ahead, behind, points, test.only_a, test.only_b, test.p, test.p, needed)
+    found, needed = paired_hits(hits_ahead, hits_behind), images_needed(hits_ahead, hits_behind)
+    return Pair(ahead, behind, found.difference, found.only_a, found.only_b, found.p, found.p, needed)
 
 
 def _corrected(found: Sequence[Contest]) -> list[Contest]:

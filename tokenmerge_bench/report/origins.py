@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenmerge_bench.budgets import budget_flag
 from tokenmerge_bench.compare import shown_name
 from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiles import Profile, is_profile
@@ -82,23 +83,15 @@ def profile_command(results: Results, timings: Timings, folders: Sequence[Path],
         command += [f"--{flag}", ",".join(dict.fromkeys(values))]
     by_flag: dict[str, list[str]] = {}
     for budget in dict.fromkeys(rows["budget"]):
-        kind, value = _flag(budget)
-        by_flag.setdefault(kind, []).append(value)
-    for kind, held in by_flag.items():
-        command += [f"--{kind}", ",".join(held)]
+        flag, value = budget_flag(budget)
+        by_flag.setdefault(flag, []).append(value)
+    for flag, held in by_flag.items():
+        command += [flag, ",".join(held)]
     if (rows["device"] == "cuda").any():
         command += ["--device", "cuda"]
     command += ["--out", "results/speed"]
     again = ["tmbench", "report", *map(str, folders), "results/speed", "-o", str(out)]
     return f"{shlex.join(command)}\n{shlex.join(again)}" if len(rows) else ""
-
-
-def _flag(budget: str) -> tuple[str, str]:
-    """The flag that asks for a budget as it is recorded, and its value."""
-    if budget.endswith(" GFLOPs"):
-        return "gflops", budget.removesuffix(" GFLOPs")
-    kind, has_kind, value = budget.partition("=")
-    return (kind.replace("_", "-"), value) if has_kind else ("budgets", budget)
 
 
 def _runs(finished: Sequence[dict[Any, Any]]) -> str:
