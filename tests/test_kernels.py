@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -271,6 +271,30 @@ def test_proportional_attention(dtype: torch.dtype, t: int, width: int, prefix: 
 
 
 @here
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("t", "width"), LENGTHS)
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_gradients_of_proportional_attention(dtype: torch.dtype, t: int, width: int, prefix: int) -> None:
+    from tokenmerge_bench.kernels.attention import SizeBias
+
+    given = random(2, t, 3, 2, width).to(dtype).permute(2, 0, 3, 1, 4)
+    sizes = (random(2, t - prefix, seed=5).abs() * 9).ceil()
+    mask = F.pad(sizes.double().log(), (prefix, 0))[:, None, None, :]
+    upstream = random(2, 2, t, width, seed=3).double()
+
+    def run(given: Tensor, bias: Any) -> list[Tensor]:
+        inputs = [x.detach().clone().requires_grad_() for x in given]
+        out = F.scaled_dot_product_attention(*inputs, attn_mask=bias)
+        (out.double() * upstream).sum().backward()
+        return [out, *(cast(Tensor, x.grad) for x in inputs)]
+
+    exact, masked, found = run(given.double(), mask), run(given, mask.to(dtype)), run(given, SizeBias(sizes))
+    for right, usual, ours in zip(exact, masked, found, strict=True):
+        error, allowed = (ours.double() - right).norm() / right.norm(), (usual.double() - right).norm() / right.norm()
+        assert error < max(2 * allowed, {torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype])
+
+
+@here
 def test_a_size_bias_in_float32_is_a_mask() -> None:
     from tokenmerge_bench.kernels.attention import SizeBias
 
@@ -321,6 +345,24 @@ def test_received_attention(t: int) -> None:
     logits = q.double() @ k.double().transpose(2, 3) / 32**0.5
     found = received_attention(q, k, logits.logsumexp(-1).float())
     torch.testing.assert_close(found.double(), logits.softmax(-1).sum((1, 2)), rtol=1e-3, atol=1e-3)
+
+
+@here
+def test_received_attention_beside_gradients() -> None:
+    from tokenmerge_bench.kernels.attention import Receiver
+
+    given = random(2, 40, 3, 2, 32).half().permute(2, 0, 3, 1, 4)
+    receiver: Any = Receiver()
+    results = []
+    for bias in (None, receiver):
+        inputs = [x.detach().clone().requires_grad_() for x in given]
+        out = F.scaled_dot_product_attention(*inputs, attn_mask=bias)
+        out.float().square().sum().backward()
+        results.append([out, *(cast(Tensor, x.grad) for x in inputs)])
+    torch.testing.assert_close(results[1], results[0], rtol=1e-2, atol=1e-2)
+    logits = given[0].double() @ given[1].double().transpose(2, 3) / 32**0.5
+    torch.testing.assert_close(receiver.received.double(), logits.softmax(-1).sum((1, 2)), rtol=1e-3, atol=1e-3)
+    assert not receiver.received.requires_grad
 
 
 @here

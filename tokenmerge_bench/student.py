@@ -78,11 +78,32 @@ class Student(nn.Module):
 
     def compile_halves(self) -> None:
         """From now on the forward pass runs compiled halves of blocks, and what lies between them eagerly."""
+        for block in cast(VisionTransformer, self.backbone).blocks:
+            device = next(block.parameters()).device
+            for name in ("drop_path1", "drop_path2"):
+                setattr(block, name, _DropPath(getattr(getattr(block, name), "drop_prob", 0.0)).to(device))
         self._pieces = pieces_of(self.network, Halves(compiled=True))
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that timm does not decay: class tokens and positions."""
         return {f"backbone.{name}" for name in cast(Any, self.backbone).no_weight_decay()}
+
+
+class _DropPath(nn.Module):
+    """timm's DropPath, with its probability in a tensor: for another number the compiler builds a block anew."""
+
+    keep: Tensor
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.register_buffer("keep", torch.tensor(1 - probability), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Leaves out whole images of (B, T, C) in training, and scales the others up for it."""
+        if not self.training:
+            return x
+        kept = torch.rand(len(x), 1, 1, device=x.device) < self.keep
+        return x * (kept / self.keep).to(x.dtype)
 
 
 class _Teaching:

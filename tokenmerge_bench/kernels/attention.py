@@ -2,7 +2,7 @@
 
 torch's fused kernels take the term ln size only as a mask of shape (B, H, T, T), for which they leave the fast path.
 Here it is one number per key, read with the keys; everything else is the usual tiling of FlashAttention (Dao et al.,
-2022).
+2022). Where gradients are wanted, torch's fused attention does it, with the term in channels of its own.
 """
 
 from collections.abc import Mapping
@@ -94,6 +94,26 @@ _traceable = torch.library.custom_op(
 def _(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
     batch, heads, t, width = q.shape
     return torch.empty((batch, t, heads, width), dtype=q.dtype, device=q.device).transpose(1, 2)
+
+
+_MORE = 8
+"""Channels that are added for the term: fused attention takes widths that are multiples of 8."""
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
+    """What `sized_attention` computes, with gradients, by torch's fused attention: two more channels hold the term.
+
+    In them all queries are 1 and the keys are ln size / scale, as the sum of two numbers of half precision, whose error
+    is that of one of twice the precision. Takes and gives (B, H, T, D) of any dtype, sizes (B, N) in float32.
+    """
+    batch, heads, t, width = q.shape
+    scale = width**-0.5
+    term = F.pad(sizes.log(), (t - sizes.shape[1], 0)) / scale
+    high = term.to(k.dtype)
+    low = (term - high).to(k.dtype)
+    of_keys = F.pad(torch.stack([high, low], -1), (0, _MORE - 2))[:, None].expand(batch, heads, t, _MORE)
+    q, k = F.pad(q, (0, _MORE), value=1.0), torch.cat([k, of_keys], -1)
+    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, _MORE)), scale=scale)[..., :width]
 
 
 @triton.jit
@@ -198,7 +218,9 @@ class SizeBias(_Attending):
         self.sizes = sizes
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        """See `sized_attention`."""
+        """See `sized_attention`, and for gradients `padded_attention`."""
+        if _wants_gradients(q, k, v):
+            return padded_attention(q, k, v, self.sizes)
         attend = _traceable if torch.compiler.is_compiling() else sized_attention
         return cast(Tensor, attend(q, k, v, self.sizes))
 
@@ -209,7 +231,10 @@ class SizeBias(_Attending):
 
 
 class Receiver(_Attending):
-    """Plain attention, which afterwards knows how much of it every token received: `received`, (B, T), float32."""
+    """Plain attention, which afterwards knows how much of it every token received: `received`, (B, T), float32.
+
+    That serves to choose tokens, hence no gradients flow through it.
+    """
 
     received: Tensor
 
@@ -218,17 +243,21 @@ class Receiver(_Attending):
         if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) < (8, 0):
             return None
         out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
-        self.received = received_attention(q, k, log_sums)
+        self.received = received_attention(q.detach(), k.detach(), log_sums)
         return cast(Tensor, out)
 
     def mask(self, q: Tensor, k: Tensor) -> Tensor | None:
         """None; what tokens receive is worked out in the open."""
-        weights = (q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
-        self.received = weights.sum((1, 2))
+        with torch.no_grad():
+            weights = (q.float() @ k.float().transpose(2, 3) * q.shape[-1] ** -0.5).softmax(-1)
+            self.received = weights.sum((1, 2))
         return None
 
 
 def _fits(q: Tensor) -> bool:
-    """Whether the kernels can do it: half precision, a head width they are built for, no gradients wanted."""
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return half and q.shape[-1] in HEAD_WIDTHS and not (torch.is_grad_enabled() and q.requires_grad)
+    """Whether the kernels can do it: half precision, and a head width that they are built for."""
+    return q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in HEAD_WIDTHS
+
+
+def _wants_gradients(*inputs: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
