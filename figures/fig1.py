@@ -12,8 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from tokenmerge_bench.figures import reported, style
 from tokenmerge_bench.figures.style import GREY, SMALL, Legend, Look, Spread
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Results
+from tokenmerge_bench.store import UNREDUCED
 
 CAPTION = (
     "Top-1 accuracy against FLOPs (multiply-accumulates) of token-reduction methods on the same images, bands and bars "

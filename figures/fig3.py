@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from tokenmerge_bench.figures import merges, style
-from tokenmerge_bench.grid import OFFSETS, adjacency, cell_edges
 from tokenmerge_bench.results import Results
 
 CAPTION = (
@@ -60,6 +58,10 @@ def draw_graph(ax: Axes, owner: npt.NDArray[np.int64], connectivity: int) -> Non
         owner: (N0,) token of each cell.
         connectivity: 8 or 4.
     """
+    import torch  # which takes seconds to import, and this figure alone needs it
+
+    from tokenmerge_bench.grid import OFFSETS, adjacency, cell_edges
+
     tokens = int(owner.max()) + 1
     edges = cell_edges(GRID, OFFSETS[connectivity], torch.device("cpu"))
     touching = adjacency(torch.from_numpy(owner)[None], edges, tokens)[0].numpy()

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 
 from tokenmerge_bench.figures import style
 from tokenmerge_bench.figures.style import DOUBLE, GREY, SINGLE, SMALL, Legend, Look, Spread
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiles import GROUP, Profile
+from tokenmerge_bench.store import UNREDUCED
 
 CAPTION = (
     "Time saved against FLOPs (multiply-accumulates) saved, both in percent of the unreduced model's: bars are 95 % "

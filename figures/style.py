@@ -25,9 +25,8 @@ from matplotlib.style import context
 from matplotlib.transforms import Affine2D
 from PIL import Image
 
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Results
-from tokenmerge_bench.store import write_bytes
+from tokenmerge_bench.store import UNREDUCED, write_bytes
 
 SINGLE, DOUBLE = 3.3, 6.9
 """Widths of one and of two columns of a paper, in inches."""

@@ -20,7 +20,6 @@ from timm.models.vision_transformer import VisionTransformer
 
 from tokenmerge_bench.budgets import Budget, Solver, reduce_with
 from tokenmerge_bench.checkpoints import (
-    UNREDUCED,
     Checkpoint,
     method_fields,
     open_checkpoint,
@@ -30,7 +29,7 @@ from tokenmerge_bench.checkpoints import (
 from tokenmerge_bench.experiment import Experiment
 from tokenmerge_bench.models import build_model
 from tokenmerge_bench.options import parse_method
-from tokenmerge_bench.store import MEASURED_TIMES
+from tokenmerge_bench.store import MEASURED_TIMES, UNREDUCED
 from tokenmerge_bench.sweep import SweepResult, run_sweep
 
 TINY, TINY_RGB, TINY_BRIGHT = "tiny_28", "tiny_rgb", "tiny_bright"

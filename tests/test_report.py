@@ -21,11 +21,11 @@ from made_results import DEIT, made, nothing, point, right, unreduced
 from matplotlib.markers import MarkerStyle
 
 from tokenmerge_bench.compare import compare, shown_name
+from tokenmerge_bench.contests import contests
 from tokenmerge_bench.figures import style
 from tokenmerge_bench.report.answers import Answer, Verdict
 from tokenmerge_bench.report.charts import shape, specification, still
 from tokenmerge_bench.report.contents import Contents, Sheet, gather
-from tokenmerge_bench.report.contests import contests
 from tokenmerge_bench.report.page import render
 from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.tables import results_table

@@ -16,9 +16,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from tokenmerge_bench.audit_flops import ROUNDING
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Results
 from tokenmerge_bench.statistics import paired_difference
+from tokenmerge_bench.store import UNREDUCED
 
 STAND_IN = "deit_tiny_patch16_224"
 """Whose published drops stand beside a model that the paper does not have."""
@@ -58,7 +58,7 @@ def _outcomes(results: Results, model: str, table1: pd.DataFrame) -> list[dict[s
     unreduced = results.unreduced(model)
     if unreduced is None or not reduced:
         return []
-    images = results.outcomes(results.runs(unreduced).to_dict("records")[0]).index  # the order that `hits` follows
+    images = results.outcomes(results.runs(unreduced)[0]).index  # the order that `hits` follows
     stock, *all_hits = (pd.DataFrame(hits, columns=images) for hits in results.hits(unreduced, *reduced))
     where = _where(results, model)
     return [

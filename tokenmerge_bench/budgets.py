@@ -56,15 +56,6 @@ class Budget:
         return f"{self.number:g} GFLOPs" if self.kind == "gflops" else f"{self.kind}={self.text}"
 
 
-def budget_flag(recorded: str) -> tuple[str, str]:
-    """The flag that asks for a budget as it is `recorded`, and its value: `--k`, `40`."""
-    kind, sign, value = recorded.partition("=")
-    if sign:
-        return f"--{kind.replace('_', '-')}", value
-    gflops = recorded.removesuffix(" GFLOPs")
-    return ("--budgets", recorded) if gflops == recorded else ("--gflops", gflops)
-
-
 @dataclass(frozen=True)
 class Solution:
     """A token schedule with its cost, and the knob value that gives it."""

@@ -24,7 +24,7 @@ from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import LoadedModel, load_model, load_state, read_weights, state_fingerprint
 from tokenmerge_bench.options import MethodSpec, all_options, make_method
 from tokenmerge_bench.schedule import Step
-from tokenmerge_bench.store import write_bytes, write_text
+from tokenmerge_bench.store import UNREDUCED, write_bytes, write_text
 
 __all__ = [
     "Card",
@@ -37,7 +37,6 @@ __all__ = [
 
 FORMAT = 1
 WEIGHTS, CARD = "weights.safetensors", "card.json"
-UNREDUCED = "none"
 _REDUCERS = "reducers."
 _SHIPPED = Path(__file__).parent / "demo" / "trained"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, product
 from typing import Any
 
@@ -16,10 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from tokenmerge_bench.budgets import TOLERANCE
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.options import parse_method
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.results import Hits, Results
 from tokenmerge_bench.statistics import (
     Interval,
@@ -31,6 +28,7 @@ from tokenmerge_bench.statistics import (
     paired_difference,
     paired_test,
 )
+from tokenmerge_bench.store import UNREDUCED
 
 ALPHA = 0.05
 """What a p-value, adjusted for the number of tests in its table, must stay below to decide."""
@@ -58,12 +56,18 @@ AT_CAPTION = (
 @dataclass(frozen=True)
 class Paired:
     """Setting A less setting B on the same images: `difference` with its 95 % interval in percentage points, the
-    (mean) number of images that only one of the two gets right, and the p-value of the paired test."""
+    (mean) number of images that only one of the two gets right, and the p-value of the paired test; `p_adjusted` is
+    corrected (Holm) over all comparisons that were made together.
+
+    `images_needed` would show a difference of this size with 80 % power, by an unadjusted test at 5 %; None if there is
+    no difference."""
 
     difference: Interval
     only_a: float
     only_b: float
     p: float
+    p_adjusted: float
+    images_needed: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,8 +106,8 @@ def paired(results: Results, a: Setting, b: Setting) -> Paired:
 
 def paired_hits(hits_a: Hits, hits_b: Hits) -> Paired:
     """The same from `Results.hits`: each (seeds, images), the images in the same order."""
-    test = paired_test(hits_a, hits_b)
-    return Paired(_points(paired_difference(hits_a, hits_b)), test.only_a, test.only_b, test.p)
+    test, needed = paired_test(hits_a, hits_b), images_needed(hits_a, hits_b)
+    return Paired(_points(paired_difference(hits_a, hits_b)), test.only_a, test.only_b, test.p, test.p, needed)
 
 
 def _points(interval: Interval) -> Interval:
@@ -116,22 +120,23 @@ def adjusted(p: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.asarray(holm(np.asarray(p, dtype=float)), dtype=float)
 
 
-def pairwise(groups: Sequence[Sequence[Hits]]) -> list[npt.NDArray[np.float64]]:
-    """p-values (K, K) of every pair of the K settings of each group, adjusted (Holm) over the pairs of all groups.
+def pairwise(groups: Sequence[Sequence[Hits]]) -> list[dict[tuple[int, int], Paired]]:
+    """Every pair i < j of the K settings of each group, its p-value adjusted (Holm) over the pairs of all groups.
 
     For statements about the best of a group all pairs count, not only the K - 1 with the best: which one it is was
-    picked by the same data, and the best of equally good settings is best by chance. On the diagonal is NaN.
+    picked by the same data, and the best of equally good settings is best by chance.
 
     Args:
         groups: settings that are compared with each other, each (images,) or (seeds, images), the same images in the
             same order within a group.
     """
-    pairs = [(g, i, j) for g, group in enumerate(groups) for i, j in combinations(range(len(group)), 2)]
-    found = [np.full((len(group), len(group)), np.nan) for group in groups]
-    tests = adjusted([paired_test(groups[g][i], groups[g][j]).p for g, i, j in pairs])
-    for (g, i, j), p in zip(pairs, tests, strict=True):
-        found[g][i, j] = found[g][j, i] = p
-    return found
+    pairs = [list(combinations(range(len(group)), 2)) for group in groups]
+    found = [[paired_hits(group[i], group[j]) for i, j in held] for group, held in zip(groups, pairs, strict=True)]
+    tests = iter(adjusted([pair.p for compared in found for pair in compared]))
+    return [
+        {place: replace(pair, p_adjusted=float(next(tests))) for place, pair in zip(held, compared, strict=True)}
+        for held, compared in zip(pairs, found, strict=True)
+    ]
 
 
 def spread(gflops: Iterable[float]) -> float:
@@ -209,6 +214,8 @@ def _known(results: Results, text: str) -> str:
 
 
 def _parts(name: str) -> tuple[str, frozenset[str], bool]:
+    from tokenmerge_bench.options import parse_method
+
     text, trained = name.removesuffix(TRAINED), name.endswith(TRAINED)
     with contextlib.suppress(InputError):  # a method that is not installed here is taken as it is written
         text = parse_method(text).label
@@ -306,8 +313,7 @@ def _pairs_table(
 ) -> pd.DataFrame:
     rows = []
     for one, other in pairs:
-        hits_a, hits_b = results.hits(one, other)
-        found = paired_hits(hits_a, hits_b)
+        found = paired(results, one, other)
         rows.append(
             {
                 "model": one["model"],
@@ -321,8 +327,8 @@ def _pairs_table(
                 "only_a": found.only_a,
                 "only_b": found.only_b,
                 "p": found.p,
-                "images": hits_a.shape[-1],
-                "images_needed": images_needed(hits_a, hits_b),
+                "images": int(one["n_images"]),
+                "images_needed": found.images_needed,
             }
         )
     for row, p in zip(rows, adjusted([row["p"] for row in rows]), strict=True):
@@ -403,6 +409,8 @@ def _interpolated(
     results: Results, curves: list[_Curves], a: str, b: str, fractions: Sequence[float]
 ) -> tuple[pd.DataFrame, list[str]]:
     """Both curves at fractions of the unreduced FLOPs, and a sentence for each that they do not reach."""
+    from tokenmerge_bench.budgets import TOLERANCE
+
     rows: list[dict[str, Any]] = []
     drawn = [both.model for both in curves]
     outside = [

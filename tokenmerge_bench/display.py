@@ -11,9 +11,9 @@ import pandas as pd
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tokenmerge_bench.compare import Comparison, shown_name
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.rendering import shown
 from tokenmerge_bench.sheets import Column, Sheet
+from tokenmerge_bench.store import UNREDUCED
 from tokenmerge_bench.summary import label, summarise
 from tokenmerge_bench.terminal import say, stderr
 

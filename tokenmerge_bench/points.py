@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable
-from tokenmerge_bench.checkpoints import UNREDUCED as UNREDUCED
 from tokenmerge_bench.checkpoints import Checkpoint
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.options import MethodSpec, all_options
+from tokenmerge_bench.store import UNREDUCED as UNREDUCED
 
 
 @dataclass(frozen=True)

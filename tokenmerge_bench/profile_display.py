@@ -8,10 +8,10 @@ import pandas as pd
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tokenmerge_bench.display import ProgressReporter, SilentReporter, errors, short_knob
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiles import GROUP
 from tokenmerge_bench.profiling import STEPS
 from tokenmerge_bench.sheets import Column, Sheet
+from tokenmerge_bench.store import UNREDUCED
 from tokenmerge_bench.summary import label
 from tokenmerge_bench.terminal import redrawn
 

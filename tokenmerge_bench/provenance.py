@@ -11,15 +11,18 @@ import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch  # which takes seconds to import; who asks for the version need not wait
 
 PACKAGES = ("torch", "torchvision", "timm", "fvcore", "numpy", "scipy", "pandas", "safetensors")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
     """Everything that a reader needs to judge or repeat a run, as plain JSON values."""
+    import torch
+
     return {
         "tokenmerge_bench": version(),
         "git_revision": git_revision(),
@@ -43,6 +46,8 @@ def version() -> str:
 
 def device_name(device: torch.device) -> str:
     """`cpu`, or the name of the GPU."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
@@ -50,6 +55,8 @@ def hardware_name(device: torch.device) -> str:
     """What runs the networks, for tables and figures: the name of the GPU, or the CPU's model and torch's threads."""
     if device.type == "cuda":
         return device_name(device)
+    import torch
+
     threads = torch.get_num_threads()
     return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
 

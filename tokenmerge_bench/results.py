@@ -19,9 +19,8 @@ import pandas as pd
 from PIL import Image
 
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.points import UNREDUCED
-from tokenmerge_bench.store import FORMAT, outcomes_file, read_results
-from tokenmerge_bench.summary import SETTING, summarise
+from tokenmerge_bench.store import FORMAT, UNREDUCED, outcomes_file, read_results
+from tokenmerge_bench.summary import setting_key, summarise
 
 Hits = npt.NDArray[np.bool_]
 
@@ -72,25 +71,26 @@ class Results:
         """One row per setting (`summary.summarise`), all statuses, seeds averaged."""
         return summarise(self.table)
 
-    def runs(self, setting: dict[Any, Any]) -> pd.DataFrame:
-        """The finished rows of one row of `summary`: one per seed."""
-        key = tuple("" if pd.isna(setting[column]) else setting[column] for column in SETTING)
-        if key not in self._runs:
-            finished = self.table[self.table["status"] == "ok"]
-            for column, value in zip(SETTING, key, strict=True):
-                finished = finished[finished[column].fillna("") == value]
-            self._runs[key] = finished
-        return self._runs[key]
+    def runs(self, setting: dict[Any, Any]) -> list[dict[Any, Any]]:
+        """The finished rows of `table` of one row of `summary`: one per seed."""
+        return self._runs.get(setting_key(setting), [])
 
     @cached_property
-    def _runs(self) -> dict[tuple[Any, ...], pd.DataFrame]:
-        return {}
+    def _runs(self) -> dict[tuple[Any, ...], list[dict[Any, Any]]]:
+        found: dict[tuple[Any, ...], list[dict[Any, Any]]] = {}
+        for run in self.table[self.table["status"] == "ok"].to_dict("records"):
+            found.setdefault(setting_key(run), []).append(run)
+        return found
 
     def unreduced(self, model: str) -> dict[Any, Any] | None:
         """The summary row of the unreduced model off the shelf, or None where that point failed."""
-        rows = self.summary[(self.summary["trained"] == "no") & (self.summary["status"] == "ok")]
-        rows = rows[(rows["model"] == model) & (rows["method"] == UNREDUCED)]
-        return rows.to_dict("records")[0] if len(rows) else None
+        return self._unreduced.get(model)
+
+    @cached_property
+    def _unreduced(self) -> dict[str, dict[Any, Any]]:
+        rows = self.summary
+        rows = rows[(rows["method"] == UNREDUCED) & (rows["trained"] == "no") & (rows["status"] == "ok")]
+        return {row["model"]: row for row in rows.drop_duplicates("model").to_dict("records")}
 
     def outcomes(self, run: dict[Any, Any]) -> pd.DataFrame:
         """Per-image outcomes of one row of `table`: columns label, prediction, rank; index image.
@@ -123,7 +123,7 @@ class Results:
         found = []
         for setting in settings:
             right = []
-            for run in self.runs(setting).to_dict("records"):
+            for run in self.runs(setting):
                 ranks = self._ranks(run)
                 if order is None:
                     order = ranks.index

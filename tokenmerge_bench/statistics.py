@@ -16,12 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 from scipy.interpolate import PchipInterpolator
 from scipy.signal import upfirdn
-from scipy.stats import binom, binomtest, norm
+from scipy.special import ndtri
+from scipy.stats import binom, binomtest
 from scipy.stats import t as student_t
 
 Floats = npt.NDArray[np.float64]
@@ -94,11 +96,9 @@ def paired_test(hits_a: Hits, hits_b: Hits) -> PairedTest:
     difference = right_a * len(b) - right_b * len(a)
     magnitudes, images = np.unique(np.abs(difference[difference != 0]), return_counts=True)
     # Of the images of one magnitude binomially many get a positive sign; `chance`, symmetric, is of their sum.
-    # Cutting weightless tails off both its ends makes tens of thousands of images with several seeds fast.
     chance = np.ones(1)
     for magnitude, count in zip(magnitudes, images, strict=True):
-        cut = binom.ppf(1e-60, count, 0.5)
-        chance = upfirdn(chance, binom.pmf(np.arange(cut, count - cut + 1), count, 0.5), up=int(magnitude))
+        chance = upfirdn(chance, _heads(int(count)), up=int(magnitude))
     total = 2 * np.arange(len(chance)) - (len(chance) - 1)
     p = float(chance[np.abs(total) >= abs(difference.sum())].sum())
     return PairedTest(only_a, only_b, min(p, 1.0))
@@ -125,7 +125,7 @@ def paired_difference(hits_a: Hits, hits_b: Hits, level: float = 0.95) -> Interv
     """
     difference = _difference(hits_a, hits_b)
     widened = np.append(difference, _ONE_EACH)
-    margin = norm.ppf((1 + level) / 2) * widened.std() / math.sqrt(len(widened))
+    margin = ndtri((1 + level) / 2) * widened.std() / math.sqrt(len(widened))
     centre = widened.mean()
     return Interval(float(difference.mean()), float(max(centre - margin, -1)), float(min(centre + margin, 1)))
 
@@ -175,7 +175,7 @@ def images_needed(hits_a: Hits, hits_b: Hits, power: float = 0.8, level: float =
     if math.isclose(effect, 0, abs_tol=1e-12):
         return None
     null, alternative = math.sqrt(discordant), math.sqrt(max(discordant - effect**2, 0))
-    quantiles = float(norm.ppf((1 + level) / 2)), float(norm.ppf(power))
+    quantiles = float(ndtri((1 + level) / 2)), float(ndtri(power))
     return math.ceil(((quantiles[0] * null + quantiles[1] * alternative) / effect) ** 2)
 
 
@@ -211,7 +211,8 @@ def interpolate(
     _check_covered(costs, at)
     value = float(PchipInterpolator(costs, outcomes.mean(axis=1))(at))
     resampled = _resampled_means(_with_pseudo_images(outcomes, [[1.0, 1.0, 0.0, 0.0]] * len(costs)), resamples, seed)
-    return _percentiles(value, PchipInterpolator(costs, resampled)(at), level)
+    at_cost = np.clip(PchipInterpolator(costs, resampled)(at), 0, 1)  # rounding can take the cubic beyond
+    return _percentiles(value, at_cost, level)
 
 
 def area_between(
@@ -364,6 +365,15 @@ def _check_images(*outcomes: npt.NDArray[np.int64] | Floats) -> None:
     numbers = sorted({array.shape[-1] for array in outcomes})
     if len(numbers) > 1:
         raise ValueError(f"hits must be of the same images, but there are {' and '.join(map(str, numbers))}")
+
+
+@lru_cache(maxsize=256)
+def _heads(tosses: int) -> Floats:
+    """Chances of the numbers of heads of a fair coin, from 0 on; weightless ones are cut off at both ends alike, which
+    makes tens of thousands of images with several seeds fast."""
+    cut = binom.ppf(1e-60, tosses, 0.5)
+    chances: Floats = binom.pmf(np.arange(cut, tosses - cut + 1), tosses, 0.5)
+    return chances
 
 
 def _difference(hits_a: Hits, hits_b: Hits) -> Floats:

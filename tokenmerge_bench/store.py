@@ -29,6 +29,8 @@ import pandas as pd
 
 from tokenmerge_bench.errors import InputError
 
+UNREDUCED = "none"
+"""The method of rows of the unreduced model."""
 FORMAT = 2
 """1 had outcomes without compression, and no record of preprocessing and examples."""
 COLUMNS = (

@@ -6,7 +6,7 @@ Accuracies and their differences are percent and percentage points, `gflops` mul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,20 @@ import pandas as pd
 from tokenmerge_bench import published
 from tokenmerge_bench.compare import (
     ALPHA,
-    EQUAL_FLOPS,
     Setting,
     adjusted,
     interval_columns,
     paired,
-    pairwise,
     shown_name,
-    spread,
 )
+from tokenmerge_bench.contests import Contest, contests
 from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.errors import InputError, nearest
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.rendering import KINDS, render
 from tokenmerge_bench.results import Results
 from tokenmerge_bench.statistics import pareto_front
-from tokenmerge_bench.store import write_text
+from tokenmerge_bench.store import UNREDUCED, write_text
+from tokenmerge_bench.summary import setting_key
 
 Row = dict[Any, Any]
 TABLE2_BUDGET = "0.7"
@@ -66,7 +64,7 @@ def table1(results: Results) -> pd.DataFrame:
     losses = adjusted([row["p"] for row in rows])
     for row, p in zip(rows, losses, strict=True):
         row |= {"p_adjusted": p, "tied": bool(p >= ALPHA)}
-    _mark_best(rows, [row["model"] if row["k"] else None for row in rows])
+    _mark_highest(rows)
     return _frame(rows, _caption("DHTM at k merges in each of its layers.", results, settings, rows))
 
 
@@ -96,21 +94,20 @@ def table2(results: Results) -> pd.DataFrame:
         for row, numbers, setting in _table2_rows(model, measured):
             rows.append({"model": model, **row, **_reported(numbers, paper), **_measured(results, model, setting)})
             settings.append(setting)
-    reduced = [setting.get("method") != UNREDUCED for setting in settings]
-    groups = _of_equal_cost(
-        rows, [(row["model"], row["trained"]) if r else None for row, r in zip(rows, reduced, strict=True)]
-    )
-    _mark_best(rows, groups)
-    _mark_tied(results, rows, settings, groups)
+    _mark(rows, settings, contests(results, at_budget))
     return _frame(rows, _caption("All methods at 30 % fewer FLOPs.", results, settings, rows))
 
 
-def results_table(results: Results) -> pd.DataFrame:
+def results_table(results: Results, found: Sequence[Contest] | None = None) -> pd.DataFrame:
     """Every setting: method, budget, what the solver chose, GFLOPs, accuracy, loss, and how it stands among the others.
 
     `best` and `tied` (with the best; paired test, Holm's correction over all pairs of the table) are among the methods
     at one budget, trained ones apart, if their GFLOPs agree to 1 %: k merges in other layers are not the same cost.
     `pareto` says that no other setting of the model costs as little and is as accurate.
+
+    Args:
+        results: opened results folders.
+        found: their `contests`, for whoever has them already.
     """
     models = _models(results)
     settings = sorted(results.summary.to_dict("records"), key=lambda setting: models.index(setting["model"]))
@@ -128,13 +125,7 @@ def results_table(results: Results) -> pd.DataFrame:
         front = pareto_front(*([rows[i][column] for i in positions] for column in ("gflops", "top1")))
         for position, on_front in zip(positions, front, strict=True):
             rows[position]["pareto"] = bool(on_front)
-    budgets = [
-        (setting["model"], setting["trained"], row["budget"]) if row["budget"] else None
-        for row, setting in zip(rows, settings, strict=True)
-    ]
-    groups = _of_equal_cost(rows, budgets)
-    _mark_best(rows, groups)
-    _mark_tied(results, rows, settings, groups)
+    _mark(rows, settings, contests(results) if found is None else found)
     return _frame(rows, _caption("All settings.", results, settings, rows))
 
 
@@ -237,51 +228,30 @@ def _measured(results: Results, model: str, setting: Setting) -> Row:
     return row
 
 
-def _grouped(groups: Sequence[Hashable]) -> list[list[int]]:
-    """The positions of each group, in the order of their first appearance; None is no group."""
-    return [[i for i, other in enumerate(groups) if other == group] for group in dict.fromkeys(groups) if group]
+def _grouped(names: Sequence[str]) -> list[list[int]]:
+    """The positions of each name, in the order of their first appearance."""
+    return [[i for i, other in enumerate(names) if other == name] for name in dict.fromkeys(names)]
 
 
-def _of_equal_cost(rows: list[Row], groups: Sequence[Hashable]) -> list[Hashable]:
-    """The groups less those, now None, whose measured rows are too far apart in GFLOPs for any to be called best.
-
-    They are not split: where a row would go then hangs on its neighbours, and "best" on how many there are.
-    """
-    kept = list(groups)
-    for positions in _grouped(groups):
-        costs = [rows[i]["gflops"] for i in positions if rows[i]["status"] == "ok"]
-        if costs and spread(costs) > EQUAL_FLOPS:
-            for i in positions:
-                kept[i] = None
-    return kept
+def _mark_highest(rows: list[Row]) -> None:
+    """Sets `best` for the highest accuracy above k = 0 of each model on which two of them or more were measured."""
+    for positions in _grouped([row["model"] for row in rows]):
+        measured = [rows[i]["top1"] for i in positions if rows[i]["k"] and rows[i]["status"] == "ok"]
+        for i in positions:
+            rows[i]["best"] = bool(rows[i]["k"]) and len(measured) > 1 and rows[i]["top1"] == max(measured)
 
 
-def _mark_best(rows: list[Row], groups: Sequence[Hashable]) -> None:
-    """Sets `best` for the highest accuracy of each group in which two rows or more were measured."""
+def _mark(rows: list[Row], settings: Sequence[Setting], found: Sequence[Contest]) -> None:
+    """Sets `best` for the highest accuracy of each contest in which methods were compared, `tied` for what the paired
+    test cannot tell from it, and `p_best`, the p-value of that test."""
     for row in rows:
-        row["best"] = False
-    for positions in _grouped(groups):
-        measured = [rows[i] for i in positions if rows[i]["status"] == "ok"]
-        for row in measured if len(measured) > 1 else ():
-            row["best"] = row["top1"] == max(other["top1"] for other in measured)
-
-
-def _mark_tied(results: Results, rows: list[Row], settings: Sequence[Setting], groups: Sequence[Hashable]) -> None:
-    """Sets `tied` for rows that the paired test cannot tell from the best of their group, `p_best` is its p-value.
-
-    Where several are best, it is that of the one that is hardest to tell from the row.
-    """
-    for row in rows:
-        row |= {"p_best": np.nan, "tied": False}
-    finished = [[i for i in positions if rows[i]["status"] == "ok"] for positions in _grouped(groups)]
-    compared = [positions for positions in finished if len(positions) > 1]
-    tests = pairwise([results.hits(*(settings[i] for i in positions)) for positions in compared])
-    for positions, p in zip(compared, tests, strict=True):
-        best = [number for number, i in enumerate(positions) if rows[i]["best"]]
-        for number, i in enumerate(positions):
-            if number not in best:
-                p_best = float(p[number, best].max())
-                rows[i] |= {"p_best": p_best, "tied": p_best >= ALPHA}
+        row |= {"best": False, "p_best": np.nan, "tied": False}
+    places = {setting_key(s): row for s, row in zip(settings, rows, strict=True) if s is not ABSENT}
+    for contest in found:
+        for setting in contest.settings if contest.pairs else ():
+            row, best = places[setting_key(setting)], setting in contest.equals
+            p_best = np.nan if best else contest.p_best(setting)
+            row |= {"best": best, "p_best": p_best, "tied": bool(p_best >= ALPHA)}
 
 
 def _frame(rows: list[Row], caption: str) -> pd.DataFrame:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable, budget_flag
+from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable
 from tokenmerge_bench.checkpoints import Checkpoint, shipped_checkpoints
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL, LoadedModel
 from tokenmerge_bench.options import MethodSpec, all_options
 from tokenmerge_bench.points import Point
+from tokenmerge_bench.summary import budget_flag
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenmerge_bench.compare import Setting, shown_name
-from tokenmerge_bench.report.contests import Contest, Pair
+from tokenmerge_bench.contests import Contest, Pair
 from tokenmerge_bench.report.timings import Timing, Timings
 from tokenmerge_bench.results import Results
 from tokenmerge_bench.statistics import Interval
@@ -230,10 +230,10 @@ def _significance(track: Track) -> Answer:
         where = "At the others the" if won else "Everywhere the" if total > 1 else "The"
         detail += f"{where} best are tied: {images:,} images cannot decide. "
     # A single test may need fewer images than there are, where the correction for many pairs leaves a tie.
-    if not pair.decided and pair.images_needed is not None and pair.images_needed > images:
+    if not pair.decided and pair.found.images_needed is not None and pair.found.images_needed > images:
         detail += (
             f"If the difference seen is the true one, telling {shown_name(pair.ahead)} from {shown_name(pair.behind)} "
-            f"at {budget_words(track.strongest)} would take about {_rounded(pair.images_needed):,} images. "
+            f"at {budget_words(track.strongest)} would take about {_rounded(pair.found.images_needed):,} images. "
         )
     return Answer(track.where, short, detail.strip())
 
@@ -293,7 +293,7 @@ def _verdict(track: Track, contest: Contest, losses: dict[tuple[str, str, str], 
         top1=f"{best['top1']:.2f} %",
         loss="" if loss is None else interval_words(loss),
         leads=_leads(contest),
-        p="" if contest.next is None else p_words(contest.next.p_adjusted),
+        p="" if contest.next is None else p_words(contest.next.found.p_adjusted),
         speeds=_speeds(timings.of(best)),
     )
 
@@ -318,7 +318,7 @@ def _outcome(contest: Contest) -> str:
 def _leads(contest: Contest) -> list[str]:
     """The lead over the next, and, after a tie, over the first that is told apart."""
     following = _over(contest.next) if contest.next else ""
-    beyond = f"{_over(contest.beyond)}, p {p_words(contest.beyond.p_adjusted)}" if contest.beyond else ""
+    beyond = f"{_over(contest.beyond)}, p {p_words(contest.beyond.found.p_adjusted)}" if contest.beyond else ""
     return [line for line in (following, beyond) if line]
 
 

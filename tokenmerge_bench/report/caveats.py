@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenmerge_bench.compare import EQUAL_FLOPS, shown_name
-from tokenmerge_bench.points import UNREDUCED
+from tokenmerge_bench.contests import Contest
 from tokenmerge_bench.report.answers import budget_words, listed
-from tokenmerge_bench.report.contests import Contest
 from tokenmerge_bench.report.timings import Timings
 from tokenmerge_bench.results import Results
+from tokenmerge_bench.store import UNREDUCED
 
 
 def caveats(results: Results, timings: Timings, found: Sequence[Contest]) -> list[str]:

@@ -80,8 +80,10 @@ def colour(look: Look) -> str:
 def specification(plot: Plot, looks: Mapping[str, Look]) -> dict[str, Any]:
     """A chart in Vega-Lite: parameter `shown` holds the methods to show, `grid` is moved by dragging and zooming."""
     grid = alt.selection_interval(name="grid", bind="scales", zoom="wheel![event.shiftKey]")
-    chart = _layers(plot, looks).add_params(grid)
-    return dict(_styled(chart).properties(width="container", height=HEIGHT).to_dict())
+    chart = _styled(_layers(plot, looks).add_params(grid)).properties(width="container", height=HEIGHT)
+    # Altair copies a chart with every step of making it; data that are put in last are not copied along.
+    data = {"settings": plot.settings, "reported": plot.reported, "unreduced": plot.unreduced}
+    return {**chart.to_dict(), "datasets": {name: alt.to_values(frame)["values"] for name, frame in data.items()}}
 
 
 def still(specification: Mapping[str, Any]) -> str:
@@ -121,9 +123,9 @@ def _layers(plot: Plot, looks: Mapping[str, Look]) -> alt.LayerChart:
     """From back to front; zooming is bound to the scales of the first one."""
     shown = alt.param(name="shown", value=list(looks))
     chosen = "indexof(shown, datum.method) >= 0"
-    measured = alt.Chart(plot.settings).transform_filter(chosen)
-    reported = alt.Chart(plot.reported).transform_filter(chosen)
-    reference = alt.Chart(plot.unreduced)
+    measured = alt.Chart(alt.NamedData("settings")).transform_filter(chosen)
+    reported = alt.Chart(alt.NamedData("reported")).transform_filter(chosen)
+    reference = alt.Chart(alt.NamedData("unreduced"))
     curves = measured.transform_filter("datum.curve")
     banded, single = measured.transform_filter("datum.band"), measured.transform_filter("!datum.band")
 

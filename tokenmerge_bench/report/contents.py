@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from tokenmerge_bench import tables
+from tokenmerge_bench.contests import contests, pairs_table
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.figures.style import Look, looks
 from tokenmerge_bench.profiles import Profile, is_profile, open_profiles
@@ -18,7 +19,6 @@ from tokenmerge_bench.rendering import LAYOUTS, render, shown
 from tokenmerge_bench.report.answers import Answer, Verdict, answers, tracks, verdicts
 from tokenmerge_bench.report.caveats import caveats
 from tokenmerge_bench.report.charts import Plot
-from tokenmerge_bench.report.contests import contests, pairs_table
 from tokenmerge_bench.report.gallery import Sample, samples
 from tokenmerge_bench.report.origins import Origin, facts, image_words, origins, profile_command, subject
 from tokenmerge_bench.report.plots import plots
@@ -89,9 +89,9 @@ def gather(folders: Sequence[Path], out: Path) -> Contents:
             "again."
         )
     timings = Timings(profile)
-    everything = tables.results_table(results)
-    losses = _losses(everything)
     found = contests(results)
+    everything = tables.results_table(results, found)
+    losses = _losses(everything)
     held = tracks(results, found)
     pairs = pairs_table(found)
     drawn = plots(results, losses, timings)

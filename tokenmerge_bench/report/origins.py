@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenmerge_bench.budgets import budget_flag
 from tokenmerge_bench.compare import shown_name
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiles import Profile, is_profile
 from tokenmerge_bench.report.timings import Timings
 from tokenmerge_bench.results import Results
+from tokenmerge_bench.store import UNREDUCED
+from tokenmerge_bench.summary import budget_flag
 
 UNKNOWN = "not recorded"
 DEMO = "demo"

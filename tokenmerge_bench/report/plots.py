@@ -10,12 +10,12 @@ import pandas as pd
 from tokenmerge_bench.compare import Setting, shown_name
 from tokenmerge_bench.display import short_knob
 from tokenmerge_bench.figures import reported, style
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.report.answers import interval_words
 from tokenmerge_bench.report.charts import Plot
 from tokenmerge_bench.report.timings import Timing, Timings
 from tokenmerge_bench.results import Results
 from tokenmerge_bench.statistics import Interval
+from tokenmerge_bench.store import UNREDUCED
 
 APART = 2
 """How many times as far as in the figures single settings of the same FLOPs stand apart: these charts are wider."""

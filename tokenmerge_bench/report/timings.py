@@ -10,9 +10,9 @@ import pandas as pd
 
 from tokenmerge_bench.compare import Setting
 from tokenmerge_bench.figures.speed import time_saved
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiles import Profile
 from tokenmerge_bench.statistics import Interval
+from tokenmerge_bench.store import UNREDUCED
 
 MODES = {"graph": "CUDA graph", "compile": "compiled", "compile-graph": "compiled, CUDA graph"}
 """Modes in other words than their names."""
