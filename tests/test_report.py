@@ -25,7 +25,7 @@ from tokenmerge_bench.contests import contests
 from tokenmerge_bench.figures import style
 from tokenmerge_bench.report.answers import Answer, Verdict
 from tokenmerge_bench.report.charts import shape, specification, still
-from tokenmerge_bench.report.contents import Contents, Sheet, gather
+from tokenmerge_bench.report.contents import Contents, DataTable, gather
 from tokenmerge_bench.report.page import render
 from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.tables import results_table
@@ -75,8 +75,8 @@ def verdict(contents: Contents) -> Verdict:
     return found
 
 
-def column(sheet: Sheet, heading: str) -> list[str]:
-    return [row[sheet.headings.index(heading)] for row in sheet.cells]
+def column(table: DataTable, heading: str) -> list[str]:
+    return [row[table.headings.index(heading)] for row in table.cells]
 
 
 @pytest.fixture(scope="module")
@@ -391,8 +391,8 @@ def test_published_results_are_drawn_as_their_drop(tmp_path: Path) -> None:
     found = told(tmp_path, unreduced(right(90)), point("dhtm", "k=40", 0.9, right(80)))
     reported = found.plots[0].reported
     assert reported.loc[reported["x"] == 0.88, "top1"].tolist() == [pytest.approx(90 - (72.20 - 71.66))]
-    assert [sheet.name for sheet in found.sheets] == ["results", "table1"]
-    assert "71.66" in column(found.sheets[1], "top-1 reported")
+    assert [table.name for table in found.tables] == ["results", "table1"]
+    assert "71.66" in column(found.tables[1], "top-1 reported")
 
 
 def test_methods_look_as_in_the_figures(close: Contents, close_results: Results, close_page: str) -> None:
@@ -414,7 +414,7 @@ def test_a_marker_has_matplotlibs_outline(marker: str) -> None:
 
 
 def test_rows_of_tables_are_whole_so_that_they_can_be_sorted(close: Contents) -> None:
-    main = close.sheets[0]
+    main = close.tables[0]
     assert column(main, "method") == ["unreduced", "dhtm", "tome", "random"]
     assert main.headings[0] == "method"  # there is one model, named above
     assert main.caption.startswith(DEIT)
@@ -487,7 +487,7 @@ def test_nothing_is_loaded_from_anywhere(close_page: str) -> None:
 
 def test_the_csv_of_a_table_is_in_the_page(close: Contents, close_page: str) -> None:
     (data,) = re.findall(r'download="results.csv" href="data:text/csv;base64,([^"]*)"', close_page)
-    assert base64.b64decode(data).decode() == close.sheets[0].csv
+    assert base64.b64decode(data).decode() == close.tables[0].csv
 
 
 def test_names_of_users_are_text_wherever_they_stand(tmp_path: Path) -> None:

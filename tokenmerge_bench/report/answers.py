@@ -191,9 +191,12 @@ def _margin(track: Track) -> Answer:
     best, pair = contest.best, contest.next
     kept = f"At {budget_words(contest)} {shown_name(best)} gets {best['top1']:.2f} % of the images right"
     kept += "" if track.unreduced is None else f" (the unreduced model {track.unreduced['top1']:.2f} %)"
+    name = shown_name(best)
     if pair is None:
-        return Answer(track.where, _change(best, track.unreduced), f"{kept}.")
-    short = f"{pair.difference.value:.2f} points{'' if pair.decided else ', a tie'}"
+        return Answer(track.where, f"{name}: {_change(best, track.unreduced)}", f"{kept}.")
+    short = f"{name} by {pair.difference.value:.2f} points{'' if pair.decided else ', a tie'}"
+    if pair.difference.value == 0:
+        short = f"{name} and {shown_name(pair.behind)} are equal"
     beyond = contest.beyond
     leads = [_lead(pair, "the next"), *([_lead(beyond, "the first that is told apart")] if beyond else [])]
     others = " Other budgets: see the table." if len(track.contests) > 1 else ""
@@ -203,7 +206,7 @@ def _margin(track: Track) -> Answer:
 def _change(setting: Setting, unreduced: Setting | None) -> str:
     """What the reduction costs, or gains."""
     if unreduced is None:
-        return "Unknown"
+        return "loss unknown"
     lost = unreduced["top1"] - setting["top1"]
     return f"{abs(lost):.2f} points {'gained' if lost < 0 else 'lost'}"
 

@@ -55,10 +55,11 @@ class Plot:
     @property
     def alt(self) -> str:
         """What the chart is, for those who do not see it."""
-        methods, accuracies = self.settings["method"].nunique(), self.settings["top1"]
+        rows = pd.concat([self.settings, self.unreduced])
+        ends = rows.groupby("method", sort=False)["top1"].agg(["min", "max"]).itertuples()
+        reached = ", ".join(f"{name} {low:.1f}{'' if low == high else f' to {high:.1f}'} %" for name, low, high in ends)
         return (
-            f"Chart of {self.model}: top-1 accuracy of {methods} methods, {accuracies.min():.1f} to "
-            f"{accuracies.max():.1f} %, against {self.title}. The numbers stand in the tables."
+            f"Chart of {self.model}: top-1 accuracy against {self.title}. {reached}. The numbers stand in the tables."
         )
 
 
@@ -150,7 +151,7 @@ def _layers(plot: Plot, looks: Mapping[str, Look]) -> alt.LayerChart:
     ]
     layers = alt.layer(
         curves.mark_line(strokeWidth=2).encode(x, y, tint, dash, alt.Order("order:Q"), alt.Detail("method:N")),
-        reference.mark_rule(color=INK, strokeDash=[4, 4], opacity=0.6).encode(y),
+        reference.mark_rule(color=INK, strokeDash=[2, 4], opacity=0.6).encode(y),
         banded.mark_area(opacity=0.13).encode(x, bottom, top, tint),
         single.mark_rule(strokeWidth=1.5).encode(x, bottom, top, tint),
         measured.transform_filter("datum.x_low < datum.x_high").mark_rule(strokeWidth=1.5).encode(left, right, y, tint),

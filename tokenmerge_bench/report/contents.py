@@ -28,7 +28,7 @@ from tokenmerge_bench.statistics import Interval
 
 
 @dataclass(frozen=True)
-class Sheet:
+class DataTable:
     """A table: `cells` hold text of any origin where the column is `text`, and else numbers in which `**bold**` and a
     dagger are marks; `csv` is all of it."""
 
@@ -54,8 +54,8 @@ class Contents:
     verdicts: list[Verdict]
     looks: dict[str, Look]
     plots: list[Plot]
-    sheets: list[Sheet]
-    pairs: Sheet | None
+    tables: list[DataTable]
+    pairs: DataTable | None
     samples: list[Sample]
     failures: list[str]
     caveats: list[str]
@@ -96,7 +96,7 @@ def gather(folders: Sequence[Path], out: Path) -> Contents:
     pairs = pairs_table(found)
     drawn = plots(results, losses, timings)
     named = shlex.join(["tmbench", "report", *map(str, folders), "-o", str(out)])
-    main = sheet("results", everything)
+    main = data_table("results", everything)
     return Contents(
         title=f"Token reduction compared on {image_words(results)}",
         subject=subject(results),
@@ -105,8 +105,8 @@ def gather(folders: Sequence[Path], out: Path) -> Contents:
         verdicts=verdicts(held, losses, timings),
         looks=named_looks(results, drawn),
         plots=drawn,
-        sheets=[main, *_published(results), *_timed(results, profile)],
-        pairs=None if pairs.empty else sheet("pairs", pairs),
+        tables=[main, *_published(results), *_timed(results, profile)],
+        pairs=None if pairs.empty else data_table("pairs", pairs),
         samples=samples(results),
         failures=main.notes,
         caveats=caveats(results, timings, found),
@@ -123,7 +123,7 @@ def named_looks(results: Results, drawn: Sequence[Plot]) -> dict[str, Look]:
     return {name: by_label[label] for name, label in rows.drop_duplicates().itertuples(index=False)}
 
 
-def sheet(name: str, frame: pd.DataFrame) -> Sheet:
+def data_table(name: str, frame: pd.DataFrame) -> DataTable:
     """A frame as a table of the page; a model that all rows share stands above it."""
     words = shown(name, frame, repeated=True)
     caption = str(frame.attrs.get("caption", ""))
@@ -131,7 +131,7 @@ def sheet(name: str, frame: pd.DataFrame) -> Sheet:
     if len(models) == 1:
         caption = f"{models[0]}. {caption}"
     first = int(len(models) == 1)  # every layout begins with the model
-    return Sheet(
+    return DataTable(
         name,
         LAYOUTS[name].title,
         caption,
@@ -144,19 +144,19 @@ def sheet(name: str, frame: pd.DataFrame) -> Sheet:
     )
 
 
-def _published(results: Results) -> list[Sheet]:
+def _published(results: Results) -> list[DataTable]:
     """The paper's tables that these results can fill, with reported and measured numbers side by side."""
     possible = [name for name in ("table1", "table2") if tables.unavailable(name, results) is None]
     frames = {name: tables.TABLES[name](results) for name in possible}
-    return [sheet(name, frame) for name, frame in frames.items() if frame["top1_reported"].notna().any()]
+    return [data_table(name, frame) for name, frame in frames.items() if frame["top1_reported"].notna().any()]
 
 
-def _timed(results: Results, profile: Profile | None) -> list[Sheet]:
+def _timed(results: Results, profile: Profile | None) -> list[DataTable]:
     """What was measured of the models of these results; nothing where nothing was."""
     if profile is None:
         return []
     frame = profile_table(profile, list(results.summary["model"].unique()))
-    return [] if frame.empty else [sheet("profile", frame)]
+    return [] if frame.empty else [data_table("profile", frame)]
 
 
 def _losses(everything: pd.DataFrame) -> dict[tuple[str, str, str], Interval]:

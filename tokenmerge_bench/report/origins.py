@@ -104,7 +104,10 @@ def _runs(finished: Sequence[dict[Any, Any]]) -> str:
 def _hardware(origin: dict[str, Any]) -> str:
     device = str(origin.get("hardware") or origin.get("device") or UNKNOWN)
     processor = origin.get("processor")
-    return f"{device} ({processor}, {origin.get('torch_threads')} threads)" if device == "cpu" and processor else device
+    if device != "cpu" or not processor:
+        return device
+    threads = origin.get("torch_threads", UNKNOWN)
+    return f"{processor}, {threads} thread{'' if threads == 1 else 's'}"
 
 
 def _origin(folder: Path) -> Origin:

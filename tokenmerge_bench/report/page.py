@@ -61,10 +61,11 @@ def render(contents: Contents) -> str:
 def _environment() -> Environment:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "coded": coded,
+        "breakable": breakable,
         "colour": charts.colour,
         "data_uri": data_uri,
         "marked": marked,
+        "prose": prose,
         "outline": lambda look: charts.shape(look.marker),
     }
     return environment
@@ -81,9 +82,14 @@ def marked(text: str) -> Markup:
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
 
 
-def coded(text: str) -> Markup:
-    """Escaped text in which what stands between backticks is a command."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+def prose(text: str) -> Markup:
+    """Escaped text in which what stands between backticks is a command, and no line ends before a per cent sign."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)).replace(" %", "\u00a0%")))
+
+
+def breakable(text: str) -> Markup:
+    """Escaped text in which a line may end within a name, where an option or a value begins."""
+    return Markup("<wbr>").join(re.split(r"(?<=[:=/,])(?=\S)", text))
 
 
 def _sections(contents: Contents) -> dict[str, str]:

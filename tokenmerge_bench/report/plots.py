@@ -51,8 +51,10 @@ def _over_flops(
     shift = APART * placed["shift"] * (max(costs) - min(costs))
     settings = settings.assign(x=settings["x"] + shift, curve=~placed["alone"], band=~placed["alone"])
     published = _published(results, model)
-    caption = "Higher is more accurate, further left is cheaper. Bands and bars are 95 % intervals; the star is the "
-    caption += "unreduced model, the dashed line its accuracy."
+    caption = "Higher is more accurate, further left is cheaper. Bands and bars are 95 % intervals; "
+    caption += f"{_star(others)}, the dotted line its accuracy."
+    if (settings["trained"] == "yes").any():
+        caption += " Curves of trained methods are dashed."
     if shift.any():
         caption += " Settings of the same FLOPs are drawn side by side."
     if len(published):
@@ -82,12 +84,18 @@ def _over_time(
         model,
         f"measured time: {way}",
         "time per image, % of the unreduced model's",
-        "Higher is more accurate, further left is faster; right of 100 % is slower than the unreduced model (the "
-        "star). Bars are 95 % intervals.",
+        f"Higher is more accurate, further left is faster; right of 100 % is slower than unreduced; {_star(others)}. "
+        "Bars are 95 % intervals.",
         settings,
         _frame([]),
         unreduced,
     )
+
+
+def _star(unreduced: Sequence[Setting]) -> str:
+    if len(unreduced) > 1:
+        return "the stars are the unreduced model, off the shelf and trained"
+    return "the star is the unreduced model"
 
 
 def _time(row: Setting, timing: Timing) -> dict[str, Any]:

@@ -39,6 +39,7 @@
     for (const heading of headings) {
       const button = document.createElement("button");
       button.type = "button";
+      heading.dataset.heading = heading.textContent.trim(); // on paper: a table's later pages lack what is in a button
       button.append(...heading.childNodes);
       button.addEventListener("click", () => sortBy(heading));
       heading.append(button);
