@@ -212,13 +212,32 @@ def test_merging_a_sequence(dtype: torch.dtype, prefix: int, c: int, weighted: b
 
 
 @here
-def test_gradients_take_the_torch_path() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("prefix", "c"), WIDTHS)
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradients_of_merging(dtype: torch.dtype, prefix: int, c: int, weighted: bool) -> None:
+    cells, sizes, _ = covered(2, (4, 5), 8)
+    upstream = random(2, prefix + 12, c, seed=2).to(dtype)
+    found = []
+    for path in ("torch", "triton"):
+        x = random(2, prefix + 20, c).to(dtype).requires_grad_()
+        with use_path(path):
+            merge = HardAssignment(cells, 12, sizes.gather(1, cells) if weighted else None, 1e-6)
+            (merge.merge_sequence(x, x[:, prefix:]) * upstream).sum().backward()
+        assert x.grad is not None
+        found.append(x.grad)
+    torch.testing.assert_close(found[1], found[0])
+    assert torch.equal(found[1][:, :prefix], upstream[:, :prefix])
+
+
+@here
+def test_gradients_of_weights_take_the_torch_path() -> None:
     cells, _, _ = covered(2, (4, 5), 8)
-    x = random(2, 20, 4).requires_grad_()
+    x, weights = random(2, 20, 4), (random(2, 20, seed=1).abs() + 1).requires_grad_()
     with use_path("triton"):
-        HardAssignment(cells, 12).merge_sequence(x, x).sum().backward()
-    assert x.grad is not None
-    assert x.grad.abs().sum() > 0
+        HardAssignment(cells, 12, weights).merge_sequence(x, x).square().sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.abs().sum() > 0
 
 
 @here

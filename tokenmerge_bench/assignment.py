@@ -115,7 +115,7 @@ class HardAssignment(Assignment):
         """See `Assignment.merge`; tokens that stay alone keep their features bit for bit."""
         if self.picks is not None:
             return features.gather(1, self.picks.unsqueeze(-1).expand(-1, -1, features.shape[-1]))
-        path = self._path(features, self.weights)
+        path = self._path(features)
         if path != "torch":
             return self._merge_fast(features, path)
         weighted = features.to(_score_dtype(features)) * self.coefficients.unsqueeze(-1)
@@ -123,7 +123,7 @@ class HardAssignment(Assignment):
 
     def merge_sequence(self, x: Float[Tensor, "B T C"], values: Float[Tensor, "B N C"]) -> Float[Tensor, "B S C"]:
         """See `Assignment.merge_sequence`; in one go where values are a part of x."""
-        prefix, path = x.shape[1] - self.n_in, self._path(x, self.weights)
+        prefix, path = x.shape[1] - self.n_in, self._path(x)
         if path != "torch" and self.picks is None:
             patches = x[:, prefix:]
             if values.data_ptr() == patches.data_ptr() and values.stride() == patches.stride():
@@ -132,7 +132,7 @@ class HardAssignment(Assignment):
 
     def merge_sizes(self, sizes: Float[Tensor, "B N"]) -> Float[Tensor, "B M"]:
         """Sums of the members' sizes."""
-        if self._path(sizes) != "triton":
+        if self._path(None, sizes) != "triton":
             return _segment_sum(sizes, self.labels, self.n_out)
         if sizes is self.weights:
             return self._members[2]
@@ -147,11 +147,11 @@ class HardAssignment(Assignment):
 
             # Working out the coefficients raises where a label is out of range, which the compiled code would not.
             return _numba.merge_rows(x, self.labels, self.coefficients, self.n_out)
-        from tokenmerge_bench.kernels.merge import merge
+        from tokenmerge_bench.kernels.merge import differentiable_merge
 
         weights = self._precise_weights()
-        order, starts, _ = self._members
-        return merge(x, weights.to(torch.promote_types(weights.dtype, x.dtype)), order, starts, self.eps)
+        weights = weights.to(torch.promote_types(weights.dtype, x.dtype))
+        return differentiable_merge(x, weights, self.labels, self._members, self.eps)
 
     @cached_property
     def _members(self) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]]:
@@ -160,12 +160,12 @@ class HardAssignment(Assignment):
 
         return members(self.labels, self._precise_weights(), self.n_out)
 
-    def _path(self, *values: Tensor | None) -> Path:
-        """Plain torch where gradients of the values are wanted; else what suits the device."""
-        wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
-        if wanted:
-            return "torch"
+    def _path(self, features: Tensor | None, sizes: Tensor | None = None) -> Path:
+        """What suits the device, and plain torch for gradients: numba has none, the kernels those of features alone."""
         path = path_for(self.labels.device)
+        constant = (self.weights, sizes) if path == "triton" else (self.weights, sizes, features)
+        if torch.is_grad_enabled() and any(values is not None and values.requires_grad for values in constant):
+            return "torch"
         if path == "triton":
             from tokenmerge_bench.kernels.merge import MOST_TOKENS
 

@@ -1,8 +1,8 @@
 """Proportional attention at the speed of fused attention: softmax(q k^T / sqrt(D) + ln size) v, with no mask in memory.
 
 torch's fused kernels take the term ln size only as a mask of shape (B, H, T, T), for which they leave the fast path.
-Here it is one number per key, read with the keys; everything else is the usual tiling of FlashAttention (Dao et al.,
-2022). Where gradients are wanted, torch's fused attention does it, with the term in channels of its own.
+Here it is one number per key, read with the keys; everything else, gradients included, is the usual tiling of
+FlashAttention (Dao et al., 2022).
 """
 
 from collections.abc import Mapping
@@ -22,9 +22,9 @@ HEAD_WIDTHS = (16, 32, 64, 128)
 @triton.jit
 @no_type_check
 def _attention_kernel(
-    q, k, v, sizes, out, heads, t, prefix, scale,
+    q, k, v, sizes, out, log_sums, heads, t, prefix, scale,
     q_image, q_head, q_token, k_image, k_head, k_token, v_image, v_head, v_token, o_image, o_head, o_token,
-    HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    HEAD: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, LOG_SUMS: tl.constexpr,
 ):  # fmt: skip
     """A block of queries of one head of one image against all keys, in base 2; scale contains log2 e."""
     image = (tl.program_id(0) // heads).to(tl.int64)
@@ -57,6 +57,72 @@ def _attention_kernel(
         largest = top
     mean = mean / total[:, None]
     tl.store(out + queries[:, None] * o_token + columns[None, :], mean.to(out.dtype.element_ty), mask=real[:, None])
+    if LOG_SUMS:
+        tl.store(log_sums + tl.program_id(0).to(tl.int64) * t + queries, largest + tl.log2(total), mask=real)
+
+
+@triton.jit
+@no_type_check
+def _gradients_kernel(
+    q, k, v, sizes, out, log_sums, upstream, dq, dk, dv, heads, t, prefix, scale,
+    q_image, q_head, q_token, k_image, k_head, k_token, v_image, v_head, v_token,
+    o_image, o_head, o_token, u_image, u_head, u_token, d_image, d_head, d_token,
+    HEAD: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Gradients of a block of keys and values, from all queries, and of the same block of queries, from all keys."""
+    image = (tl.program_id(0) // heads).to(tl.int64)
+    head = tl.program_id(0) % heads
+    columns = tl.arange(0, HEAD)
+    q += image * q_image + head * q_head
+    k += image * k_image + head * k_head
+    v += image * v_image + head * v_head
+    out += image * o_image + head * o_head
+    upstream += image * u_image + head * u_head
+    sizes += image * (t - prefix) - prefix
+    log_sums += tl.program_id(0).to(tl.int64) * t
+    in_base_2 = scale * 1.4426950408889634
+    own = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    real = (own < t)[:, None]
+    at = image * d_image + head * d_head + own[:, None] * d_token + columns[None, :]
+
+    key = tl.load(k + own[:, None] * k_token + columns[None, :], mask=real, other=0.0)
+    value = tl.load(v + own[:, None] * v_token + columns[None, :], mask=real, other=0.0)
+    size = tl.load(sizes + own, mask=(own >= prefix) & (own < t), other=1.0)
+    bias = tl.where(own < t, tl.log2(size), float("-inf"))
+    of_key = tl.zeros((BLOCK, HEAD), tl.float32)
+    of_value = tl.zeros((BLOCK, HEAD), tl.float32)
+    for start in range(0, t, BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        inside = (rows < t)[:, None]
+        query = tl.load(q + rows[:, None] * q_token + columns[None, :], mask=inside, other=0.0)
+        result = tl.load(out + rows[:, None] * o_token + columns[None, :], mask=inside, other=0.0)
+        above = tl.load(upstream + rows[:, None] * u_token + columns[None, :], mask=inside, other=0.0)
+        log_sum = tl.load(log_sums + rows, mask=rows < t, other=float("inf"))  # padding has no share in anything
+        common = tl.sum(above.to(tl.float32) * result.to(tl.float32), 1)
+        shares = tl.exp2(tl.dot(query, tl.trans(key)) * in_base_2 + bias[None, :] - log_sum[:, None])
+        of_value = tl.dot(tl.trans(shares.to(above.dtype)), above, of_value)
+        of_logits = shares * (tl.dot(above, tl.trans(value)) - common[:, None])
+        of_key = tl.dot(tl.trans(of_logits.to(query.dtype)), query, of_key)
+    tl.store(dk + at, (of_key * scale).to(dk.dtype.element_ty), mask=real)
+    tl.store(dv + at, of_value.to(dv.dtype.element_ty), mask=real)
+
+    query = tl.load(q + own[:, None] * q_token + columns[None, :], mask=real, other=0.0)
+    result = tl.load(out + own[:, None] * o_token + columns[None, :], mask=real, other=0.0)
+    above = tl.load(upstream + own[:, None] * u_token + columns[None, :], mask=real, other=0.0)
+    log_sum = tl.load(log_sums + own, mask=own < t, other=float("inf"))
+    common = tl.sum(above.to(tl.float32) * result.to(tl.float32), 1)
+    of_query = tl.zeros((BLOCK, HEAD), tl.float32)
+    for start in range(0, t, BLOCK):
+        rows = start + tl.arange(0, BLOCK)
+        inside = (rows < t)[:, None]
+        key = tl.load(k + rows[:, None] * k_token + columns[None, :], mask=inside, other=0.0)
+        value = tl.load(v + rows[:, None] * v_token + columns[None, :], mask=inside, other=0.0)
+        size = tl.load(sizes + rows, mask=(rows >= prefix) & (rows < t), other=1.0)
+        bias = tl.where(rows < t, tl.log2(size), float("-inf"))
+        shares = tl.exp2(tl.dot(query, tl.trans(key)) * in_base_2 + bias[None, :] - log_sum[:, None])
+        of_logits = shares * (tl.dot(above, tl.trans(value)) - common[:, None])
+        of_query = tl.dot(of_logits.to(key.dtype), key, of_query)
+    tl.store(dq + at, (of_query * scale).to(dq.dtype.element_ty), mask=real)
 
 
 def sized_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
@@ -66,54 +132,102 @@ def sized_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
 
     The result is a (B, H, T, D) view of a (B, T, H, D) tensor, which is the layout that the projection after it reads.
     """
+    out = _like(q)
+    _launch(q, k, v, sizes, out, None)
+    return out
+
+
+def sized_attention_with_logs(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The same, and the logarithms to base 2 of the softmax's denominators, (B, H, T) in float32, for `gradients`."""
+    out, log_sums = _like(q), torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    _launch(q, k, v, sizes, out, log_sums)
+    return out, log_sums
+
+
+def gradients(
+    q: Tensor, k: Tensor, v: Tensor, sizes: Tensor, out: Tensor, log_sums: Tensor, upstream: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v, each (B, H, T, D), of what `sized_attention_with_logs` gave and the gradient of `out`.
+
+    No atomics: every run gives the same.
+    """
     batch, heads, t, width = q.shape
-    out = torch.empty((batch, t, heads, width), dtype=q.dtype, device=q.device).transpose(1, 2)
+    found = _like(q), _like(q), _like(q)
+    if q.numel():
+        q, k, v, upstream = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v, upstream))
+        block = 64 if t > 32 else 32
+        _gradients_kernel[(batch * heads, triton.cdiv(t, block))](
+            q, k, v, sizes.contiguous(), out, log_sums, upstream, *found, heads, t, t - sizes.shape[1], width**-0.5,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *upstream.stride()[:3],
+            *found[0].stride()[:3], HEAD=width, BLOCK=block, num_warps=8 if width > 64 else 4, num_stages=1,
+        )  # fmt: skip
+    return found
+
+
+def _like(q: Tensor) -> Tensor:
+    batch, heads, t, width = q.shape
+    return torch.empty((batch, t, heads, width), dtype=q.dtype, device=q.device).transpose(1, 2)
+
+
+def _launch(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor, out: Tensor, log_sums: Tensor | None) -> None:
+    batch, heads, t, width = q.shape
     if out.numel() == 0:
-        return out
+        return
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     queries, keys, warps, stages = _tiles(t)
     scale = width**-0.5 * 1.4426950408889634
     _attention_kernel[(batch * heads, triton.cdiv(t, queries))](  # the first axis has room for more than 65535
-        q, k, v, sizes.contiguous(), out, heads, t, t - sizes.shape[1], scale,
+        q, k, v, sizes.contiguous(), out, log_sums, heads, t, t - sizes.shape[1], scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
-        HEAD=width, QUERIES=queries, KEYS=keys, num_warps=warps, num_stages=stages,
+        HEAD=width, QUERIES=queries, KEYS=keys, LOG_SUMS=log_sums is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip
-    return out
 
 
-_traceable = torch.library.custom_op(
-    "tokenmerge_bench::sized_attention",
-    sized_attention,
-    mutates_args=(),
-    tags=(torch.Tag.flexible_layout,),  # the kernel reads any strides: nothing needs to be copied for it
+_traceable, _traceable_with_logs, _traceable_gradients = (
+    torch.library.custom_op(
+        f"tokenmerge_bench::{name}",
+        function,
+        mutates_args=(),
+        tags=(torch.Tag.flexible_layout,),  # the kernels read any strides: nothing needs to be copied for them
+    )
+    for name, function in (
+        ("sized_attention", sized_attention),
+        ("sized_attention_with_logs", sized_attention_with_logs),
+        ("sized_attention_gradients", gradients),
+    )
 )
 """The same for torch.compile, which cannot look into a launch; a call of an operator costs more than a plain one."""
 
 
 @_traceable.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
-    batch, heads, t, width = q.shape
-    return torch.empty((batch, t, heads, width), dtype=q.dtype, device=q.device).transpose(1, 2)
+    return _like(q)
 
 
-_MORE = 8
-"""Channels that are added for the term: fused attention takes widths that are multiples of 8."""
+@_traceable_with_logs.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    return _like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
-    """What `sized_attention` computes, with gradients, by torch's fused attention: two more channels hold the term.
+@_traceable_gradients.register_fake
+def _(q: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(q), _like(q), _like(q)
 
-    In them all queries are 1 and the keys are ln size / scale, as the sum of two numbers of half precision, whose error
-    is that of one of twice the precision. Takes and gives (B, H, T, D) of any dtype, sizes (B, N) in float32.
-    """
-    batch, heads, t, width = q.shape
-    scale = width**-0.5
-    term = F.pad(sizes.log(), (t - sizes.shape[1], 0)) / scale
-    high = term.to(k.dtype)
-    low = (term - high).to(k.dtype)
-    of_keys = F.pad(torch.stack([high, low], -1), (0, _MORE - 2))[:, None].expand(batch, heads, t, _MORE)
-    q, k = F.pad(q, (0, _MORE), value=1.0), torch.cat([k, of_keys], -1)
-    return F.scaled_dot_product_attention(q, k, F.pad(v, (0, _MORE)), scale=scale)[..., :width]
+
+class _WithGradients(torch.autograd.Function):
+    """`sized_attention` with gradients of q, k and v."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:
+        attend = _traceable_with_logs if torch.compiler.is_compiling() else sized_attention_with_logs
+        out, log_sums = attend(q, k, v, sizes)
+        ctx.save_for_backward(q, k, v, sizes, out, log_sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        differentiate = _traceable_gradients if torch.compiler.is_compiling() else gradients
+        return *differentiate(*ctx.saved_tensors, *upstream), None
 
 
 @triton.jit
@@ -218,9 +332,12 @@ class SizeBias(_Attending):
         self.sizes = sizes
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor | None:
-        """See `sized_attention`, and for gradients `padded_attention`."""
-        if _wants_gradients(q, k, v):
-            return padded_attention(q, k, v, self.sizes)
+        """See `sized_attention`; sizes have no gradients there."""
+        if torch.is_grad_enabled():
+            if self.sizes.requires_grad:
+                return None
+            if q.requires_grad or k.requires_grad or v.requires_grad:
+                return cast(Tensor, _WithGradients.apply(q, k, v, self.sizes))
         attend = _traceable if torch.compiler.is_compiling() else sized_attention
         return cast(Tensor, attend(q, k, v, self.sizes))
 
@@ -257,7 +374,3 @@ class Receiver(_Attending):
 def _fits(q: Tensor) -> bool:
     """Whether the kernels can do it: half precision, and a head width that they are built for."""
     return q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] in HEAD_WIDTHS
-
-
-def _wants_gradients(*inputs: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(x.requires_grad for x in inputs)

@@ -1,10 +1,10 @@
 """Merging by a hard assignment on the GPU: one kernel sorts the tokens by label, one adds up the members of each.
 
 No atomics: members are added in ascending order, so sums are the same in every run and whatever else is in the batch.
-The second kernel reads and writes every row of features once, prefix tokens included.
+The second kernel reads and writes every row of features once, prefix tokens included, and so does that of gradients.
 """
 
-from typing import no_type_check
+from typing import Any, cast, no_type_check
 
 import torch
 import triton
@@ -89,6 +89,30 @@ def _merge_kernel(
     tl.store(at, mean.to(out.dtype.element_ty), mask=(is_prefix | is_mean)[:, None] & inside[None, :])
 
 
+@triton.jit
+@no_type_check
+def _gradient_kernel(
+    upstream, weights, labels, sums, out, prefix, n, m, c, eps, ROWS: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Gradients of ROWS tokens of the old sequence: of the token that each became, times its share in it."""
+    image = tl.program_id(0).to(tl.int64)
+    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    channels = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)
+    is_prefix = rows < prefix
+    is_member = (rows >= prefix) & (rows < prefix + n)
+    member = image * n + rows - prefix
+    label = tl.load(labels + member, mask=is_member, other=0).to(tl.int32)
+    weight = tl.load(weights + member, mask=is_member, other=1.0)
+    total = tl.load(sums + image * m + label, mask=is_member, other=1.0)
+    share = tl.where(is_member, weight / (total + eps), 1.0)
+    became = tl.where(is_prefix, rows, prefix + label)
+    inside = (is_prefix | is_member)[:, None] & (channels < c)[None, :]
+    at = image * (prefix + m) * c + became[:, None] * c + channels[None, :]
+    values = tl.load(upstream + at, mask=inside, other=0.0).to(weights.dtype.element_ty)
+    at = image * (prefix + n) * c + rows[:, None] * c + channels[None, :]
+    tl.store(out + at, (share[:, None] * values).to(out.dtype.element_ty), mask=inside)
+
+
 def members(
     labels: Int[Tensor, "B N"], sizes: Float[Tensor, "B N"], m: int
 ) -> tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]]:
@@ -134,3 +158,45 @@ def merge(
             ROWS=rows, WIDTH=width, num_warps=1,
         )  # fmt: skip
     return out
+
+
+class _WithGradients(torch.autograd.Function):
+    """`merge` with gradients of x; the weights have none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weights: Tensor, labels: Tensor, order: Tensor, starts: Tensor, sums: Tensor, eps: float
+    ) -> Tensor:
+        ctx.save_for_backward(weights, labels, sums)
+        ctx.eps = eps
+        return merge(x, weights, order, starts, eps)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Any) -> Any:
+        weights, labels, sums = ctx.saved_tensors
+        grad = upstream[0].contiguous()
+        batch, length, c = grad.shape
+        n, m = labels.shape[1], sums.shape[1]
+        prefix = length - m
+        out = torch.empty((batch, prefix + n, c), dtype=grad.dtype, device=grad.device)
+        if batch:
+            width, rows = min(256, triton.next_power_of_2(c)), 4
+            _gradient_kernel[(batch, triton.cdiv(prefix + n, rows), triton.cdiv(c, width))](
+                grad, weights.contiguous(), labels.contiguous(), sums, out, prefix, n, m, c, ctx.eps,
+                ROWS=rows, WIDTH=width, num_warps=1,
+            )  # fmt: skip
+        return out, None, None, None, None, None, None
+
+
+def differentiable_merge(
+    x: Float[Tensor, "B T C"],
+    weights: Float[Tensor, "B N"],
+    labels: Int[Tensor, "B N"],
+    sorted_tokens: tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]],
+    eps: float = 0.0,
+) -> Float[Tensor, "B S C"]:
+    """See `merge`; gradients flow to `x`. `sorted_tokens` are what `members` gives for the labels and the weights."""
+    order, starts, sums = sorted_tokens
+    if torch.is_grad_enabled() and x.requires_grad:
+        return cast(Tensor, _WithGradients.apply(x, weights, labels, order, starts, sums, eps))
+    return merge(x, weights, order, starts, eps)
