@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,12 @@ import torch
 from commands import Command, Done
 from hypothesis import settings
 from sweeping import TINY_RGB, save_image, save_random_weights
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now stays: garbage collections, of which a profile starts many, need not look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
