@@ -26,7 +26,7 @@ from tokenmerge_bench.figures import style
 from tokenmerge_bench.report.answers import Answer, Verdict
 from tokenmerge_bench.report.charts import shape, specification, still
 from tokenmerge_bench.report.contents import Contents, DataTable, gather
-from tokenmerge_bench.report.page import render
+from tokenmerge_bench.report.page import breakable, render
 from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.tables import results_table
 
@@ -112,7 +112,7 @@ def test_a_winner_is_named_with_its_lead_interval_and_adjusted_p(tmp_path: Path)
     low, high = bonett_price(12)
     assert found.leads == [f"+12.00 [+{low}, +{high}] over tome"]
     assert f"12.00 points more than tome, the next (95 % interval {low} to {high})" in answer(clear, "much").detail
-    assert answer(clear, "much").short == "12.00 points"
+    assert answer(clear, "much").short == "dhtm by 12.00 points"
     assert answer(clear, "significant").short == "Yes"
 
 
@@ -121,7 +121,7 @@ def test_a_tie_is_called_a_tie_and_the_first_that_is_told_apart_is_named(close: 
     assert (
         "dhtm and tome cannot be told from the best at the only budget. Behind: random." in answer(close, "wins").detail
     )
-    assert answer(close, "much").short == "1.00 points, a tie"
+    assert answer(close, "much").short == "dhtm by 1.00 points, a tie"
     found = verdict(close)
     assert (found.winner, found.outcome, found.p) == ("dhtm", "tied with tome", "1")
     assert found.leads[0].endswith("over tome")
@@ -153,6 +153,7 @@ def test_no_number_of_images_is_told_that_is_not_more_than_there_are(tmp_path: P
 def test_methods_of_equal_accuracy_are_told_so(tmp_path: Path) -> None:
     points = [at(name, "0.7", right(80)) for name in ("dhtm", "tome")]
     found = told(tmp_path, unreduced(right(90)), *points)
+    assert answer(found, "much").short == "dhtm and tome are equal"
     assert "80.00 % of the images right (the unreduced model 90.00 %): just as many as tome" in (
         answer(found, "much").detail
     )
@@ -204,7 +205,8 @@ def test_a_winner_at_some_budgets_and_another_at_others(tmp_path: Path) -> None:
         at("tome", "0.5", right(70)),
     )
     assert answer(found, "wins").short == "It depends on the budget"
-    assert answer(found, "wins").detail == "In front: dhtm at 1 of 2, tome at 1 of 2."
+    assert answer(found, "wins").detail == "In front: dhtm at 30 % fewer FLOPs, tome at 50 % fewer FLOPs."
+    assert answer(found, "much").short == "dhtm by 20.00 points"
     assert [row.winner for row in found.verdicts] == ["dhtm", "tome"]
     assert answer(found, "significant").short == "Yes"
 
@@ -222,7 +224,7 @@ def test_a_winner_that_is_tied_at_one_of_its_budgets(tmp_path: Path) -> None:
     assert answer(found, "wins").detail == "In front at both budgets, and alone there at 1 of them."
     assert answer(found, "significant").short == "At 1 of 2 budgets"
     assert "ahead of all others at 50 % fewer FLOPs" in answer(found, "significant").detail
-    assert answer(found, "much").short == "20.00 points"
+    assert answer(found, "much").short == "dhtm by 20.00 points"
 
 
 def test_flops_that_differ_are_not_ranked_and_the_report_says_so(tmp_path: Path) -> None:
@@ -242,7 +244,7 @@ def test_flops_that_differ_are_not_ranked_and_the_report_says_so(tmp_path: Path)
 def test_a_method_alone_is_compared_with_the_unreduced_model(tmp_path: Path) -> None:
     found = told(tmp_path, unreduced(right(90)), at("dhtm", "0.7", right(80)))
     assert "Only dhtm has results here" in answer(found, "wins").detail
-    assert answer(found, "much").short == "10.00 points lost"
+    assert answer(found, "much").short == "dhtm: 10.00 points lost"
     assert verdict(found).outcome == "alone here"
     low, high = bonett_price(10)
     assert verdict(found).loss == f"10.00 [{low}, {high}]"
@@ -395,6 +397,20 @@ def test_published_results_are_drawn_as_their_drop(tmp_path: Path) -> None:
     assert "71.66" in column(found.tables[1], "top-1 reported")
 
 
+def test_a_chart_says_in_words_what_it_shows(close: Contents) -> None:
+    assert close.plots[0].alt == (
+        f"Chart of {DEIT}: top-1 accuracy against GFLOPs per image (multiply-accumulates). dhtm 80.0 %, tome 79.0 %, "
+        "random 50.0 %, unreduced 90.0 %. The numbers stand in the tables."
+    )
+
+
+def test_trained_curves_and_a_trained_unreduced_model_are_explained(tmp_path: Path) -> None:
+    points = [at("dhtm", "0.7", right(80), trained="yes"), at("dhtm", "0.5", right(70), trained="yes")]
+    found = told(tmp_path, unreduced(right(90)), unreduced(right(91), trained="yes"), *points)
+    assert "the stars are the unreduced model, off the shelf and trained" in found.plots[0].caption
+    assert "Curves of trained methods are dashed." in found.plots[0].caption
+
+
 def test_methods_look_as_in_the_figures(close: Contents, close_results: Results, close_page: str) -> None:
     looks = style.looks(close_results)
     assert {name: close.looks[name] for name in looks} == looks
@@ -483,6 +499,15 @@ def test_nothing_is_loaded_from_anywhere(close_page: str) -> None:
     assert "default-src 'none'" in unescape(text)
     assert "@import" not in text
     assert "url(" not in text.partition("</style>")[0]
+
+
+def test_links_within_the_page_lead_somewhere(close_page: str) -> None:
+    anchors = set(re.findall(r'href="#([^"]+)"', close_page))
+    assert {"verdict", "table-results"} <= anchors <= set(re.findall(r'\sid="([^"]+)"', close_page))
+
+
+def test_a_line_may_end_within_a_name_where_an_option_begins() -> None:
+    assert breakable("a:b=<c>: d") == "a:<wbr>b=<wbr>&lt;c&gt;: d"
 
 
 def test_the_csv_of_a_table_is_in_the_page(close: Contents, close_page: str) -> None:

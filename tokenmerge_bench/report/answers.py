@@ -17,6 +17,8 @@ from tokenmerge_bench.statistics import Interval
 
 WAYS = 3
 """At most so many times of one setting stand in the table of verdicts."""
+FEW = 3
+"""At most so many budgets are named one by one."""
 QUESTIONS = ("Which method wins?", "By how much?", "Is that significant?", "Is it faster?")
 
 
@@ -167,12 +169,17 @@ def _winner(track: Track) -> Answer:
             detail += f" Behind{'' if total == 1 else ' at one of them or more'}: {listed(track.behind)}."
     else:
         short = "It depends on the budget"
-        detail = f"In front: {_counted(track.in_front, total)}."
+        detail = f"In front: {_places(track)}."
     return Answer(track.where, short, detail)
 
 
-def _counted(counts: Counter[str], total: int) -> str:
-    return ", ".join(f"{name} at {count} of {total}" for name, count in counts.most_common(4))
+def _places(track: Track) -> str:
+    """Which methods are in front where; at how many budgets, if there are many."""
+    total = len(track.decidable)
+    if total > FEW:
+        return ", ".join(f"{name} at {count} of {total}" for name, count in track.in_front.most_common(4))
+    leaders = (listed([shown_name(leader) for leader in contest.leaders]) for contest in track.decidable)
+    return ", ".join(f"{names} at {budget_words(c)}" for names, c in zip(leaders, track.decidable, strict=True))
 
 
 def _why_not(track: Track) -> str:

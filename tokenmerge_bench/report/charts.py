@@ -1,16 +1,15 @@
-"""Accuracy over cost as charts: Vega-Lite by way of Altair, live in a browser and the same as an SVG that stands alone.
+"""Accuracy over cost as charts: Vega-Lite, live in a browser and the same as an SVG that stands alone.
 
 Text, axes and outlines have the colour of the text around the chart, in a light page and in a dark one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
-import altair as alt
 import numpy as np
 import pandas as pd
 import vl_convert
@@ -25,6 +24,35 @@ LINE = 90
 """About how many characters of the legend are as wide as the SVG."""
 ACCURACY = "top-1 accuracy (%)"
 INK = "currentColor"
+Specification = dict[str, Any]
+"""A piece of Vega-Lite."""
+CHOSEN = "indexof(shown, datum.method) >= 0"
+GRID = {
+    "name": "grid",
+    "select": {"type": "interval", "zoom": "wheel![event.shiftKey]"},
+    "bind": "scales",
+}
+CONFIG = {
+    "aria": False,
+    "background": "transparent",
+    "font": "system-ui, sans-serif",
+    "padding": 4,
+    "view": {"stroke": None},
+    "axis": {
+        "labelColor": INK,
+        "titleColor": INK,
+        "domainColor": INK,
+        "tickColor": INK,
+        "gridColor": INK,
+        "gridOpacity": 0.12,
+        "labelFontSize": 12,
+        "titleFontSize": 13,
+        "titleFontWeight": "normal",
+        "tickCount": 7,
+    },
+    "title": {"color": INK, "fontSize": 13, "anchor": "start"},
+    "legend": {"labelColor": INK, "labelFontSize": 12, "labelLimit": 400, "symbolSize": 90, "symbolOpacity": 1},
+}
 CIRCLE = "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z"
 
 
@@ -63,6 +91,21 @@ class Plot:
         )
 
 
+def _field(name: str, kind: str, **more: Any) -> Specification:
+    return {"field": name, "type": kind, **more}
+
+
+METHOD = _field("method", "nominal")
+DASHES = _field("trained", "nominal", scale={"domain": ["no", "yes"], "range": [[1, 0], [6, 4]]}, legend=None)
+TOOLTIP = [
+    METHOD,
+    _field("setting", "nominal"),
+    _field("accuracy", "nominal", title="top-1 [95 % interval]"),
+    _field("lost", "nominal", title="points lost"),
+    _field("cost", "nominal"),
+]
+
+
 def shape(marker: str) -> str:
     """The outline of a marker of Matplotlib as an SVG path between -1 and 1."""
     if marker == "o":
@@ -78,19 +121,23 @@ def colour(look: Look) -> str:
     return to_hex(look.colour)
 
 
-def specification(plot: Plot, looks: Mapping[str, Look]) -> dict[str, Any]:
+def specification(plot: Plot, looks: Mapping[str, Look]) -> Specification:
     """A chart in Vega-Lite: parameter `shown` holds the methods to show, `grid` is moved by dragging and zooming."""
-    grid = alt.selection_interval(name="grid", bind="scales", zoom="wheel![event.shiftKey]")
-    chart = _styled(_layers(plot, looks).add_params(grid)).properties(width="container", height=HEIGHT)
-    # Altair copies a chart with every step of making it; data that are put in last are not copied along.
-    data = {"settings": plot.settings, "reported": plot.reported, "unreduced": plot.unreduced}
-    return {**chart.to_dict(), "datasets": {name: alt.to_values(frame)["values"] for name, frame in data.items()}}
+    return {
+        "title": f"{plot.model}, {plot.axis}",
+        "width": "container",
+        "height": HEIGHT,
+        "config": CONFIG,
+        "params": [{"name": "shown", "value": list(looks)}],
+        "datasets": {name: _records(getattr(plot, name)) for name in ("settings", "reported", "unreduced")},
+        "layer": _layers(plot, looks),
+    }
 
 
-def still(specification: Mapping[str, Any]) -> str:
+def still(specification: Specification) -> str:
     """The same chart as SVG."""
-    parameters = [parameter for parameter in specification["params"] if parameter["name"] != "grid"]
-    return str(vl_convert.vegalite_to_svg({**specification, "params": parameters, "width": WIDTH}))
+    layers = [{key: value for key, value in layer.items() if key != "params"} for layer in specification["layer"]]
+    return str(vl_convert.vegalite_to_svg({**specification, "layer": layers, "width": WIDTH}))
 
 
 @lru_cache
@@ -99,73 +146,65 @@ def runtime() -> str:
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
 
 
-def _styled(chart: alt.LayerChart) -> Any:
-    return (
-        chart.configure(aria=False, background="transparent", font="system-ui, sans-serif", padding=4)
-        .configure_view(stroke=None)
-        .configure_axis(
-            labelColor=INK,
-            titleColor=INK,
-            domainColor=INK,
-            tickColor=INK,
-            gridColor=INK,
-            gridOpacity=0.12,
-            labelFontSize=12,
-            titleFontSize=13,
-            titleFontWeight="normal",
-            tickCount=7,
-        )
-        .configure_title(color=INK, fontSize=13, anchor="start")
-        .configure_legend(labelColor=INK, labelFontSize=12, labelLimit=400, symbolSize=90, symbolOpacity=1)
-    )
+def _records(rows: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Rows as JSON has them, nothing in the place of NaN."""
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
 
 
-def _layers(plot: Plot, looks: Mapping[str, Look]) -> alt.LayerChart:
+def _layers(plot: Plot, looks: Mapping[str, Look]) -> list[Specification]:
     """From back to front; zooming is bound to the scales of the first one."""
-    shown = alt.param(name="shown", value=list(looks))
-    chosen = "indexof(shown, datum.method) >= 0"
-    measured = alt.Chart(alt.NamedData("settings")).transform_filter(chosen)
-    reported = alt.Chart(alt.NamedData("reported")).transform_filter(chosen)
-    reference = alt.Chart(alt.NamedData("unreduced"))
-    curves = measured.transform_filter("datum.curve")
-    banded, single = measured.transform_filter("datum.band"), measured.transform_filter("!datum.band")
-
     everything = pd.concat([plot.settings, plot.reported, plot.unreduced], ignore_index=True)
-    across = alt.Scale(domain=_domain(everything, "x"), nice=False, zero=False)
-    upward = alt.Scale(domain=_domain(everything, "top1"), nice=False, zero=False)
-    x, left = (alt.X(f"{column}:Q", title=plot.title, scale=across) for column in ("x", "x_low"))
-    y, bottom = (alt.Y(f"{column}:Q", title=ACCURACY, scale=upward) for column in ("top1", "top1_low"))
-    right, top = alt.X2("x_high:Q"), alt.Y2("top1_high:Q")
-    names, legend = list(looks), _legend(plot, looks)
-    colours = alt.Scale(domain=names, range=[colour(look) for look in looks.values()])
-    shapes = alt.Scale(domain=names, range=[shape(look.marker) for look in looks.values()])
-    tint = alt.Color("method:N", scale=colours, legend=legend)
-    outline = alt.Shape("method:N", scale=shapes, legend=legend)
-    dash = alt.StrokeDash("trained:N", scale=alt.Scale(domain=["no", "yes"], range=[[1, 0], [6, 4]]), legend=None)
-    hover = [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("setting:N"),
-        alt.Tooltip("accuracy:N", title="top-1 [95 % interval]"),
-        alt.Tooltip("lost:N", title="points lost"),
-        alt.Tooltip("cost:N"),
+    x, left = ({**_scaled(everything, "x", plot.title), "field": field} for field in ("x", "x_low"))
+    y, bottom = ({**_scaled(everything, "top1", ACCURACY), "field": field} for field in ("top1", "top1_low"))
+    legend = _legend(plot, looks)
+    tint = _by_method(looks, legend, colour)
+    outline = _by_method(looks, legend, lambda look: shape(look.marker))
+    at = {"x": x, "y": y}
+    upright = {"x": x, "y": bottom, "y2": {"field": "top1_high"}, "color": tint}
+    across = {"x": left, "x2": {"field": "x_high"}, "y": y, "color": tint}
+    curve = {**at, "color": tint, "strokeDash": DASHES, "order": _field("order", "quantitative"), "detail": METHOD}
+    marker = {**at, "color": tint, "shape": outline, "tooltip": TOOLTIP}
+    star = {"type": "point", "filled": True, "shape": shape("*"), "size": 190, "color": INK, "opacity": 1}
+    dot = {"type": "point", "filled": True, "size": 90, "opacity": 1, "stroke": INK, "strokeWidth": 0.8}
+    ring = {"type": "point", "filled": False, "size": 90, "opacity": 1, "strokeWidth": 1.6}
+    level = {"type": "rule", "color": INK, "strokeDash": [2, 4], "opacity": 0.6}
+    whisker = {"type": "rule", "strokeWidth": 1.5}
+    return [
+        {**_layer("settings", {"type": "line", "strokeWidth": 2}, curve, CHOSEN, "datum.curve"), "params": [GRID]},
+        _layer("unreduced", level, {"y": y}),
+        _layer("settings", {"type": "area", "opacity": 0.13}, upright, CHOSEN, "datum.band"),
+        _layer("settings", whisker, upright, CHOSEN, "!datum.band"),
+        _layer("settings", whisker, across, CHOSEN, "datum.x_low < datum.x_high"),
+        _layer("reported", ring, marker, CHOSEN),
+        _layer("unreduced", star, {**at, "tooltip": TOOLTIP}),
+        _layer("settings", dot, marker, CHOSEN),
     ]
-    layers = alt.layer(
-        curves.mark_line(strokeWidth=2).encode(x, y, tint, dash, alt.Order("order:Q"), alt.Detail("method:N")),
-        reference.mark_rule(color=INK, strokeDash=[2, 4], opacity=0.6).encode(y),
-        banded.mark_area(opacity=0.13).encode(x, bottom, top, tint),
-        single.mark_rule(strokeWidth=1.5).encode(x, bottom, top, tint),
-        measured.transform_filter("datum.x_low < datum.x_high").mark_rule(strokeWidth=1.5).encode(left, right, y, tint),
-        reported.mark_point(filled=False, size=90, opacity=1, strokeWidth=1.6).encode(x, y, tint, outline, hover),
-        reference.mark_point(filled=True, shape=shape("*"), size=190, color=INK, opacity=1).encode(x, y, hover),
-        measured.mark_point(filled=True, size=90, opacity=1, stroke=INK, strokeWidth=0.8).encode(
-            x, y, tint, outline, hover
-        ),
-        title=f"{plot.model}, {plot.axis}",
-    )
-    return cast(alt.LayerChart, layers.add_params(shown))
 
 
-def _legend(plot: Plot, looks: Mapping[str, Look]) -> alt.Legend | None:
+def _layer(data: str, mark: Specification, encoding: Specification, *filters: str) -> Specification:
+    transform = [{"filter": expression} for expression in filters]
+    return {"data": {"name": data}, "transform": transform, "mark": mark, "encoding": encoding}
+
+
+def _scaled(rows: pd.DataFrame, column: str, title: str) -> Specification:
+    """An axis that shows all of a column."""
+    return {
+        "type": "quantitative",
+        "title": title,
+        "scale": {"domain": _domain(rows, column), "nice": False, "zero": False},
+    }
+
+
+def _by_method(looks: Mapping[str, Look], legend: Specification | None, value: Callable[[Look], str]) -> Specification:
+    """What differs from method to method."""
+    return {
+        **METHOD,
+        "scale": {"domain": list(looks), "range": [value(look) for look in looks.values()]},
+        "legend": legend,
+    }
+
+
+def _legend(plot: Plot, looks: Mapping[str, Look]) -> Specification | None:
     """Of the methods that are drawn, in as many columns as there is room for; an empty one would have no size."""
     drawn = set(plot.settings["method"]).union(plot.reported["method"])
     names = [name for name in looks if name in drawn]
@@ -173,7 +212,7 @@ def _legend(plot: Plot, looks: Mapping[str, Look]) -> alt.Legend | None:
         return None
     columns = max(1, min(5, LINE // (max(map(len, names)) + 6)))
     # Fonts of readers may be wider than the one that the SVG was measured with.
-    return alt.Legend(title=None, orient="bottom", columns=columns, columnPadding=30, values=names)
+    return {"title": None, "orient": "bottom", "columns": columns, "columnPadding": 30, "values": names}
 
 
 def _domain(rows: pd.DataFrame, column: str) -> list[float]:

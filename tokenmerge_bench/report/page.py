@@ -29,7 +29,8 @@ VERDICT = [
     ("p", "p", True),
     ("speeds", "times as fast as unreduced", False),
 ]
-"""Columns of the table of verdicts: a field of `Verdict`, its heading, and whether it holds numbers."""
+"""Columns of the table of verdicts: a field of `Verdict`, its heading, and whether it holds numbers. One that would be
+empty is left out."""
 
 
 def render(contents: Contents) -> str:
@@ -42,7 +43,7 @@ def render(contents: Contents) -> str:
         sections=_sections(contents),
         models=list(dict.fromkeys(plot.model for plot in contents.plots)),
         verdict_columns=[
-            column for column in VERDICT if column[0] != "where" or any(v.where for v in contents.verdicts)
+            column for column in VERDICT if any(getattr(verdict, column[0]) for verdict in contents.verdicts)
         ],
         stills=[(plot, Markup(charts.still(spec))) for plot, spec in drawn],
         charts=[
