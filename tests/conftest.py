@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import array_checks  # noqa: F401 - before the package
 import pytest
 import torch
+import typer.main
 from commands import Command, Done
 from hypothesis import settings
 from sweeping import TINY_RGB, save_image, save_random_weights
@@ -92,12 +94,16 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tokenmerge_bench.registry._registered", known)
 
 
+_get_command = cache(typer.main.get_command)  # which reads the flags of all commands, as if for another process
+
+
 @pytest.fixture
 def tmbench(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Runs the command in this process, in an empty folder, as a script that is piped."""
     from tokenmerge_bench.cli import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(typer.main, "get_command", _get_command)
 
     def call(*arguments: object) -> Done:
         capsys.readouterr()

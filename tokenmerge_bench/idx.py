@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,9 @@ NAMES = ("demo", "fashion_mnist", "fashion_mnist_train")
 _DEMO = Path(__file__).parent / "demo" / "fashion_mnist"
 
 
+@cache
 def demo() -> ArrayImages:
-    """The 10,000 Fashion-MNIST test images inside the package."""
+    """The 10,000 Fashion-MNIST test images inside the package, read once."""
     return _read_pair("demo", _DEMO, "t10k")
 
 

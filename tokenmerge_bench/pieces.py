@@ -191,23 +191,20 @@ class Classify(Piece):
 def pieces_of(reduced: ReducedViT, halves: Halves) -> list[Piece]:
     """The pieces of a forward pass, in order; run one after the other they give the logits of `reduced`."""
     model, shape = cast(VisionTransformer, reduced.detach()), reduced.geometry
-    at = {(step.block, step.site): number for number, step in enumerate(reduced.schedule.steps)}
-
-    def needs(*sites: tuple[int, str]) -> frozenset[Need]:
-        reducers = [cast(TokenReducer, reduced.reducers[at[site]]) for site in sites if site in at]
-        return frozenset(need for reducer in reducers for need in reducer.needs)
-
-    def reduction(site: tuple[int, str]) -> list[Piece]:
-        if site not in at:
-            return []
-        step, reducer = reduced.schedule.steps[at[site]], cast(TokenReducer, reduced.reducers[at[site]])
-        return [Choose(step, reducer, shape, reduced.seed), Merge(step, reducer)]
-
+    at = {
+        (step.block, step.site): (step, cast(TokenReducer, reducer))
+        for step, reducer in zip(reduced.schedule.steps, reduced.reducers, strict=True)
+    }
+    needs = {site: reducer.needs for site, (_, reducer) in at.items()}
+    reductions: dict[tuple[int, str], list[Piece]] = {
+        site: [Choose(step, reducer, shape, reduced.seed), Merge(step, reducer)] for site, (step, reducer) in at.items()
+    }
     pieces: list[Piece] = [Embed(model)]
     for index, block in enumerate(model.blocks):
-        pieces += reduction((index, "pre"))
-        pieces.append(Attend(index, block, needs((index, "mid"), (index + 1, "pre")), shape.prefix, halves))
-        pieces += reduction((index, "mid"))
+        asked = needs.get((index, "mid"), frozenset()) | needs.get((index + 1, "pre"), frozenset())
+        pieces += reductions.get((index, "pre"), [])
+        pieces.append(Attend(index, block, asked, shape.prefix, halves))
+        pieces += reductions.get((index, "mid"), [])
         pieces.append(Mlp(index, block, halves))
     return [*pieces, Classify(model)]
 
