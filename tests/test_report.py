@@ -506,8 +506,9 @@ def test_links_within_the_page_lead_somewhere(close_page: str) -> None:
     assert {"verdict", "table-results"} <= anchors <= set(re.findall(r'\sid="([^"]+)"', close_page))
 
 
-def test_a_line_may_end_within_a_name_where_an_option_begins() -> None:
+def test_a_line_may_end_within_a_name_where_an_option_begins_or_much_follows() -> None:
     assert breakable("a:b=<c>: d") == "a:<wbr>b=<wbr>&lt;c&gt;: d"
+    assert breakable(f"k_medoids on {DEIT}") == "k_medoids on deit_<wbr>tiny_<wbr>patch16_224"
 
 
 def test_the_csv_of_a_table_is_in_the_page(close: Contents, close_page: str) -> None:

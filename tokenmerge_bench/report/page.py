@@ -89,8 +89,9 @@ def prose(text: str) -> Markup:
 
 
 def breakable(text: str) -> Markup:
-    """Escaped text in which a line may end within a name, where an option or a value begins."""
-    return Markup("<wbr>").join(re.split(r"(?<=[:=/,])(?=\S)", text))
+    """Escaped text in which a line may end within a name: where an option or a value begins, and, with much to come,
+    behind an underscore."""
+    return Markup("<wbr>").join(re.split(r"(?<=[:=/,])(?=\S)|(?<=_)(?=\S{11})", text))
 
 
 def _sections(contents: Contents) -> dict[str, str]:
