@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
+import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,18 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Methods:
 def undisturbed(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> SweepResult:
     """The sweep that interrupted ones are compared with."""
     return run(tmp_path_factory.mktemp("sweep") / "undisturbed", weights)
+
+
+@pytest.fixture(scope="module")
+def template(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the smallest sweep, not to be changed."""
+    return run(tmp_path_factory.mktemp("small") / "out", weights, methods=["dhtm"], limit=2).path
+
+
+@pytest.fixture
+def small(template: Path, tmp_path: Path) -> Path:
+    """The same results in `out`."""
+    return Path(shutil.copytree(template, tmp_path / "out"))
 
 
 def outcome_files(folder: Path) -> dict[str, bytes]:
@@ -531,29 +544,22 @@ def test_stopped_while_points_are_finished_it_ends_the_same(
     assert reporter.done == reporter.total == 30
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-torch.set_num_threads(1)
-from sweeping import Recorder, run
-
 class Killed(Recorder):
-    def advance(self, evaluations, doing):
+    """Ends its process in the second batch, as `kill -9` does: nothing is tidied up."""
+
+    def advance(self, evaluations: int, doing: str) -> None:
         super().advance(evaluations, doing)
         if len(self.steps) == 8:
             os.kill(os.getpid(), signal.SIGKILL)
 
-run(Path(sys.argv[2]), Path(sys.argv[3]), Killed())
-"""
 
-
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_killed_it_ends_the_same(weights: Path, tmp_path: Path, undisturbed: SweepResult) -> None:
     out = tmp_path / "out"
-    here = str(Path(__file__).parent)
-    killed = subprocess.run([sys.executable, "-c", KILLED, here, str(out), str(weights)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    process = multiprocessing.get_context("fork").Process(target=run, args=(out, weights, Killed()))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert len((out / "journal.jsonl").read_bytes().splitlines()) == 1
     reporter = Recorder()
     assert_same(run(out, weights, reporter), undisturbed)
@@ -613,23 +619,18 @@ def test_an_added_method_is_all_that_is_evaluated(
     assert_same(result, undisturbed)
 
 
-def test_an_added_budget_is_all_that_is_evaluated(weights: Path, tmp_path: Path, forwards: Iterator[list[str]]) -> None:
+def test_an_added_budget_is_all_that_is_evaluated(weights: Path, small: Path, forwards: Iterator[list[str]]) -> None:
     seen = next(forwards)
-    run(tmp_path / "out", weights, methods=["dhtm"], k=["6"], limit=2)
-    seen.clear()
-    run(tmp_path / "out", weights, methods=["dhtm"], k=["3", "6"], limit=2)
+    run(small, weights, methods=["dhtm"], k=["3", "6"], limit=2)
     assert len(seen) == 1
 
 
-def test_other_weights_of_the_same_name_are_another_experiment(
-    weights: Path, other_weights: Path, tmp_path: Path
-) -> None:
+def test_other_weights_of_the_same_name_are_another_experiment(weights: Path, other_weights: Path, small: Path) -> None:
     assert weights.name == other_weights.name
-    run(tmp_path / "out", weights, methods=["dhtm"])
-    before = contents(tmp_path / "out")
+    before = contents(small)
     with pytest.raises(InputError, match="holds another experiment"):
-        run(tmp_path / "out", other_weights, methods=["dhtm"])
-    assert contents(tmp_path / "out") == before
+        run(small, other_weights, methods=["dhtm"], limit=2)
+    assert contents(small) == before
 
 
 @pytest.mark.parametrize(
@@ -646,20 +647,18 @@ def test_other_weights_of_the_same_name_are_another_experiment(
         {"dtype": "float64"},
     ],
 )
-def test_changed_options_never_reuse_an_old_point(weights: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    run(tmp_path / "out", weights, methods=["dhtm"], limit=2)
-    before = contents(tmp_path / "out")
+def test_changed_options_never_reuse_an_old_point(weights: Path, small: Path, changes: dict[str, Any]) -> None:
+    before = contents(small)
     with pytest.raises(InputError, match="holds another experiment"):
-        run(tmp_path / "out", weights, **{"methods": ["dhtm"], "limit": 2, **changes})
-    assert contents(tmp_path / "out") == before
+        run(small, weights, **{"methods": ["dhtm"], "limit": 2, **changes})
+    assert contents(small) == before
 
 
-def test_fresh_evaluates_everything_again(weights: Path, tmp_path: Path, forwards: Iterator[list[str]]) -> None:
+def test_fresh_evaluates_everything_again(weights: Path, small: Path, forwards: Iterator[list[str]]) -> None:
     seen = next(forwards)
-    run(tmp_path / "out", weights, methods=["dhtm"], limit=2)
-    run(tmp_path / "out", weights, fresh=True, methods=["lotm"], limit=2)
-    assert len(seen) == 4
-    assert read_results(tmp_path / "out")["method"].tolist() == ["none", "lotm"]
+    run(small, weights, fresh=True, methods=["lotm"], limit=2)
+    assert len(seen) == 2
+    assert read_results(small)["method"].tolist() == ["none", "lotm"]
 
 
 def test_without_a_folder_the_name_follows_from_the_experiment(
