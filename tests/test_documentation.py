@@ -10,11 +10,13 @@ comments above a block say otherwise:
 Parsing covers every flag and value, and that methods, models, experiments and recipes exist. Commands within lines are
 parsed as well. So that all of it takes seconds:
 
-* commands that evaluate images take 10 of them (`--limit`), profiles batches of one image and 0.05 seconds of samples;
+* commands that evaluate images take 4 of them (`--limit`) and keep the merges of one; profiles take batches of one
+  image in three rounds;
 * a results folder that a page before made by the same command is copied, and the command goes on from there;
 * a method's budget on a model is solved once, and MACs are those of the closed form, without a traced forward pass;
 * tables and figures at the end of a sweep or profile are named and not made; `tmbench tables` makes them, and
   `tmbench figures` as SVG alone;
+* the JavaScript that draws the charts of a report is bundled once, and PNGs are coarse;
 * `timm.create_model(pretrained=True)` gives random weights, as there is no network.
 """
 
@@ -32,6 +34,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -58,10 +61,13 @@ from tokenmerge_bench import (
 )
 from tokenmerge_bench.cli import app
 from tokenmerge_bench.experiment import load_experiment
+from tokenmerge_bench.figures import style
 from tokenmerge_bench.models import build_model
 from tokenmerge_bench.options import layers_text
 from tokenmerge_bench.recipe import read_recipe
 from tokenmerge_bench.registry import load_plugin
+from tokenmerge_bench.report import charts
+from tokenmerge_bench.timing import Stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -73,9 +79,9 @@ PAGES = [
 ]
 MARK = re.compile(r"<!-- (file|not run): (.+?) -->")
 SHORTER = {
-    "sweep": {"--limit": "10"},
-    "run": {"--limit": "10"},
-    "profile": {"--seconds": "0.05", "--batch-sizes": "1"},
+    "sweep": {"--limit": "4", "--examples": "1"},
+    "run": {"--limit": "4", "--examples": "1"},
+    "profile": {"--seconds": "0", "--batch-sizes": "1"},
     "figures": {"--formats": "svg"},
 }
 OTHER_PROGRAMS = {"python", "python3", ".venv/bin/pip", "pip", "source"}
@@ -222,6 +228,9 @@ def quickly() -> Iterator[None]:
         patch.setattr(timm, "create_model", create_without_weights)
         patch.setattr(Solver, "solve", solve_once)
         patch.setattr("tokenmerge_bench.counting.traced", closed_form_alone)
+        patch.setattr(charts, "runtime", cache(charts.runtime))
+        patch.setattr(Stopwatch, "rounds", 3)
+        patch.setitem(style._SETTINGS, "savefig.dpi", 60)
         patch.setattr("tokenmerge_bench.commands.profile.speed", lambda _, folder: ([folder / "speed.svg"], {}))
         yield
 

@@ -376,7 +376,8 @@ def _of(table: pd.DataFrame, model: str) -> list[Row]:
 
 def _only(table: pd.DataFrame, name: str, **cell: Any) -> Row:
     """The one row with these values."""
-    rows = table[(table[list(cell)] == pd.Series(cell)).all(axis=1)].to_dict("records")
+    found = table.to_dict("records")
+    rows = [row for row in found if all(row[column] == value for column, value in cell.items())]
     if len(rows) != 1:
         wanted = ", ".join(f"{column} {value}" for column, value in cell.items())
         raise InputError(
