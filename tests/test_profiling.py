@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -306,6 +307,20 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "save", lambda _, folder, name, forms: [folder / f"{name}.{form}" for form in forms])
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the profile of `profiled` is kept; not to be changed."""
+    return tmp_path_factory.mktemp("template") / "speed"
+
+
+@pytest.fixture
+def profiled(tmbench: Command, template: Path, tmp_path: Path) -> Path:
+    """A finished profile of one image at a time in `speed`, timed once for all tests."""
+    if not template.exists():
+        assert tmbench(*WHAT, "--batch-sizes", "1", "--out", template).code == 0
+    return Path(shutil.copytree(template, tmp_path / "speed"))
+
+
 def timed(tmp_path: Path) -> pd.DataFrame:
     return open_profiles([tmp_path / "speed"]).table
 
@@ -391,14 +406,13 @@ def counting(monkeypatch: pytest.MonkeyPatch, interrupt_at: int | None = None) -
 
 
 def test_the_same_command_times_nothing_again(
-    tmbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmbench: Command, profiled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tmbench(*WHAT, "--batch-sizes", "1").code == 0
-    before = contents(tmp_path / "speed")
+    before = contents(profiled)
     counted = counting(monkeypatch)
     done = tmbench(*WHAT, "--batch-sizes", "1")
     assert (done.code, done.err, counted.groups) == (0, "", 0)
-    assert contents(tmp_path / "speed") == before
+    assert contents(profiled) == before
     assert tmbench(*WHAT, "--batch-sizes", "1,2").code == 0
     assert counted.groups == 1
     assert tmbench(*WHAT, "--batch-sizes", "1,2", "--fresh").code == 0
@@ -419,22 +433,21 @@ def test_what_is_interrupted_goes_on(tmbench: Command, tmp_path: Path, monkeypat
 
 
 def test_another_profile_is_refused_and_can_replace_it(
-    tmbench: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmbench: Command, profiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tmbench(*WHAT, "--batch-sizes", "1").code == 0
-    before = contents(tmp_path / "speed")
+    before = contents(profiled)
     other = [*WHAT, "--batch-sizes", "2"]
     assert_refused(tmbench(*other), "'speed' holds another experiment", "batch 1, float32, eager", "--fresh")
     assert_refused(tmbench(*WHAT, "--batch-sizes", "1", "--seed", "3"), "seed was 0, now 3")
     with monkeypatch.context() as patch:
         patch.setattr(profiling, "hardware_name", lambda _: "another machine")
         assert_refused(tmbench(*WHAT, "--batch-sizes", "1"), "another machine")
-    assert contents(tmp_path / "speed") == before
+    assert contents(profiled) == before
     assert tmbench(*other, "--fresh").code == 0
     assert set(timed(tmp_path)["batch_size"]) == {2}
-    assert len(list((tmp_path / "speed" / "records").iterdir())) == 1
+    assert len(list((profiled / "records").iterdir())) == 1
     with pytest.raises(InputError, match="holds files that no sweep made"):
-        ResultFolder(tmp_path / "speed", {}, {})
+        ResultFolder(profiled, {}, {})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert_refused(tmbench(*WHAT[:-1], "mine"), "holds files that no profile made")
@@ -566,16 +579,15 @@ def test_a_maximum_that_is_asked_for_by_its_number_is_timed_under_it(
     assert list(timed(tmp_path)["batch_size"]) == [2] * 3
 
 
-def test_damaged_profiles_are_refused(tmbench: Command, tmp_path: Path) -> None:
-    assert tmbench(*WHAT, "--batch-sizes", "1").code == 0
-    file = tmp_path / "speed" / "profile.csv"
+def test_damaged_profiles_are_refused(tmbench: Command, profiled: Path, tmp_path: Path) -> None:
+    file = profiled / "profile.csv"
     text = file.read_text()
     file.write_text(text.replace("speedup_low", "something"))
     assert_refused(tmbench("figures", "speed"), "lacks 'speedup_low'")
     file.write_text(text.splitlines()[0])
     assert_refused(tmbench("figures", "speed"), "no ")
     file.write_text(text)
-    manifest = tmp_path / "speed" / "profile.json"
+    manifest = profiled / "profile.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 9}))
     assert_refused(tmbench("figures", "speed"), "format 9", "update")
     manifest.write_text("{")
@@ -584,7 +596,6 @@ def test_damaged_profiles_are_refused(tmbench: Command, tmp_path: Path) -> None:
         open_profiles([tmp_path])
 
 
-def test_two_profiles_of_the_same_are_not_shown_as_one(tmbench: Command, tmp_path: Path) -> None:
-    assert tmbench(*WHAT, "--batch-sizes", "1").code == 0
-    assert tmbench(*WHAT, "--batch-sizes", "1", "--out", "again").code == 0
+def test_two_profiles_of_the_same_are_not_shown_as_one(tmbench: Command, profiled: Path, tmp_path: Path) -> None:
+    shutil.copytree(profiled, tmp_path / "again")
     assert_refused(tmbench("figures", "speed", "again"), "both timed")
