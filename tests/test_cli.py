@@ -22,7 +22,7 @@ from tokenmerge_bench.display import SilentReporter
 from tokenmerge_bench.provenance import version
 from tokenmerge_bench.store import ResultFolder, read_results
 
-pytestmark = pytest.mark.usefixtures("counted_once", "own_registry")
+pytestmark = pytest.mark.usefixtures("closed_form_counts", "own_registry")
 
 PLUGIN = '''
 import torch
@@ -259,7 +259,7 @@ def finished(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, counted_once: None) -> Path:
+def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, closed_form_counts: None) -> Path:
     from sweeping import run
 
     out = tmp_path_factory.mktemp("template") / "out"
@@ -338,10 +338,9 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(
         appended += 1
         append(folder, batch)
 
-    monkeypatch.setattr(ResultFolder, "append", full)
-    assert_refused(sweep(), "disk is full", "make room and give the same command again")
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(ResultFolder, "append", full)
+        assert_refused(sweep(), "disk is full", "make room and give the same command again")
     assert sweep().code == 0
     assert sweep("--out", "undisturbed").code == 0
     pd.testing.assert_frame_equal(

@@ -32,7 +32,7 @@ from tokenmerge_bench.flags import Comparison, Images, Running
 from tokenmerge_bench.results import open_results
 from tokenmerge_bench.store import read_results
 
-pytestmark = pytest.mark.usefixtures("counted_once", "own_registry")
+pytestmark = pytest.mark.usefixtures("closed_form_counts", "own_registry")
 
 HISTORIC = Path(__file__).parent / "historic_results"
 EMBEDDED = "deit_micro_patch2_28"
@@ -58,7 +58,7 @@ def write_toml(path: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, counted_once: None) -> Path:
+def template(weights: Path, tmp_path_factory: pytest.TempPathFactory, closed_form_counts: None) -> Path:
     """Results of a small sweep over k; not to be changed."""
     out = tmp_path_factory.mktemp("template") / "swept"
     run(out, weights, methods=["dhtm", "random", "lotm"], k=["0", "10"], limit=12)

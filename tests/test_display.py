@@ -249,7 +249,7 @@ def test_any_number_of_points_fits_and_what_does_not_is_counted(many: Standings,
 
 
 def test_a_sweep_in_a_terminal_draws_the_table_and_cleans_up_after_ctrl_c(
-    tmbench: Command, weights: Path, monkeypatch: pytest.MonkeyPatch, counted_once: None
+    tmbench: Command, weights: Path, monkeypatch: pytest.MonkeyPatch, closed_form_counts: None
 ) -> None:
     screen = Screen()
     terminal = Console(file=screen, force_terminal=True, width=80, height=24)
@@ -277,7 +277,7 @@ def test_a_sweep_in_a_terminal_draws_the_table_and_cleans_up_after_ctrl_c(
     assert below.rindex("\x1b[2K") > below.rindex("lotm")  # the table that stood there is wiped out
 
 
-def test_standings_end_as_the_results_say(weights: Path, tmp_path: Path, counted_once: None) -> None:
+def test_standings_end_as_the_results_say(weights: Path, tmp_path: Path, closed_form_counts: None) -> None:
     class Looking(live.LiveReporter):
         def __enter__(self) -> Any:
             return self

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from tokenmerge_bench.store import BatchOutcomes, read_results
 from tokenmerge_bench.sweep import SweepResult, run_sweep
 from tokenmerge_bench.trie import is_out_of_memory
 
-pytestmark = pytest.mark.usefixtures("counted_once")
+pytestmark = pytest.mark.usefixtures("closed_form_counts")
 METHODS = ["dhtm", "lotm", "random", "tome"]
 CPU = Hardware(torch.device("cpu"))
 
@@ -73,9 +75,24 @@ def outcomes(
     return list(evaluate([engine], batches(loaded, count, size), {}, CPU)), failures
 
 
-def said(found: list[BatchOutcomes]) -> list[dict[str, tuple[list[int], list[int]]]]:
+Said = list[dict[str, tuple[list[int], list[int]]]]
+
+
+def said(found: list[BatchOutcomes]) -> Said:
     """Predictions and ranks by batch and point, without the times."""
     return [{name: (o.prediction, o.rank) for name, o in batch.points.items()} for batch in found]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(loaded: LoadedModel, points: list[Point], closed_form_counts: None) -> Callable[[int, int], Said]:
+    """What all points say about a number of images in batches of a size when nothing goes wrong; found out once."""
+
+    @cache
+    def look_up(size: int, count: int) -> Said:
+        evaluators = {point.id: prepare(loaded.model, point) for point in points}
+        return said(outcomes(evaluators, loaded, size=size, count=count)[0])
+
+    return look_up
 
 
 # --- together and alone -----------------------------------------------------------------------------------------------
@@ -148,23 +165,27 @@ ERRORS = [
 def test_where_memory_runs_out_the_batch_is_halved_and_nothing_is_lost(
     loaded: LoadedModel,
     evaluators: dict[str, Evaluator],
+    undisturbed: Callable[[int, int], Said],
     monkeypatch: pytest.MonkeyPatch,
     cls: type[Piece],
     error: Exception,
 ) -> None:
-    expected, _ = outcomes(evaluators, loaded, size=8, count=12)
+    expected = undisturbed(8, 12)
     asked = small_memory(monkeypatch, 2, cls, error)
     reporter = Recorder()
     found, failures = outcomes(evaluators, loaded, reporter, size=8, count=12)
     assert not failures
-    assert said(found) == said(expected)
+    assert said(found) == expected
     assert reporter.notes == ["8 images at a time do not fit into the memory of cpu; going on with 2"]
     assert sum(evaluations for evaluations, _ in reporter.steps) == 12 * len(evaluators)
     assert asked[8] == 1  # no later batch is tried whole
 
 
 def test_points_that_were_done_when_memory_ran_out_are_not_done_again(
-    loaded: LoadedModel, evaluators: dict[str, Evaluator], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel,
+    evaluators: dict[str, Evaluator],
+    undisturbed: Callable[[int, int], Said],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Only the reducer of one method needs the memory."""
     real = Choose.run
@@ -174,19 +195,22 @@ def test_points_that_were_done_when_memory_ran_out_are_not_done_again(
             raise torch.OutOfMemoryError("no more")
         return real(self, state)
 
-    expected, _ = outcomes(evaluators, loaded, size=8, count=8)
+    expected = undisturbed(8, 8)
     monkeypatch.setattr(Choose, "run", run)
     reporter = Recorder()
     found, failures = outcomes(evaluators, loaded, reporter, size=8, count=8)
     assert not failures
-    assert said(found) == said(expected)
+    assert said(found) == expected
     parts = Counter(reporter.steps)
     assert set(parts.values()) <= {1, 2}
     assert all(parts[8, name] + parts[4, name] / 2 == 1 for name in evaluators)
 
 
 def test_what_does_not_fit_with_one_image_fails_alone(
-    loaded: LoadedModel, evaluators: dict[str, Evaluator], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel,
+    evaluators: dict[str, Evaluator],
+    undisturbed: Callable[[int, int], Said],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     real = Choose.run
 
@@ -201,11 +225,11 @@ def test_what_does_not_fit_with_one_image_fails_alone(
     first = {name: evaluators[name].network.schedule.steps[0].n_out for name in dhtm}
     most_reduced = min(first.values())
     (greedy,) = (name for name in dhtm if first[name] == most_reduced)
-    expected, _ = outcomes(evaluators, loaded, size=4, count=8)
+    expected = undisturbed(4, 8)
     monkeypatch.setattr(Choose, "run", run)
     found, failures = outcomes(evaluators, loaded, size=4, count=8)
     assert failures == {greedy: "OutOfMemoryError: never"}
-    kept = [{name: value for name, value in batch.items() if name != greedy} for batch in said(expected)]
+    kept = [{name: value for name, value in batch.items() if name != greedy} for batch in expected]
     assert said(found) == kept
 
 
@@ -220,7 +244,10 @@ def test_what_is_a_lack_of_memory(error: Exception, yes: bool) -> None:
 
 
 def test_a_failure_in_shared_work_is_that_of_the_point_that_causes_it(
-    loaded: LoadedModel, evaluators: dict[str, Evaluator], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel,
+    evaluators: dict[str, Evaluator],
+    undisturbed: Callable[[int, int], Said],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Both points of a method choose in one run; one of them breaks it."""
     real = Choose.run
@@ -233,26 +260,29 @@ def test_a_failure_in_shared_work_is_that_of_the_point_that_causes_it(
             raise ValueError("too many")
         return real(self, state)
 
-    expected, _ = outcomes(evaluators, loaded)
+    expected = undisturbed(5, 10)
     monkeypatch.setattr(Choose, "run", run)
     reporter = Recorder()
     found, failures = outcomes(evaluators, loaded, reporter)
     assert failures == {guilty: "ValueError: too many"}
-    assert said(found) == [{n: value for n, value in batch.items() if n != guilty} for batch in said(expected)]
+    assert said(found) == [{n: value for n, value in batch.items() if n != guilty} for batch in expected]
     assert Counter(name for _, name in reporter.steps) == {name: 1 if name == guilty else 2 for name in evaluators}
 
 
 def test_logits_that_are_not_finite_fail_their_point_alone(
-    loaded: LoadedModel, evaluators: dict[str, Evaluator], monkeypatch: pytest.MonkeyPatch
+    loaded: LoadedModel,
+    evaluators: dict[str, Evaluator],
+    undisturbed: Callable[[int, int], Said],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected, _ = outcomes(evaluators, loaded)
+    expected = undisturbed(5, 10)
     guilty = next(name for name in evaluators if "-tome-" in name)
     (reducer, *_) = evaluators[guilty].network.reducers
     monkeypatch.setattr(type(reducer), "values", lambda self, features: features / 0)
     found, failures = outcomes(evaluators, loaded)
     assert set(failures) == {name for name in evaluators if "-tome-" in name}
     assert set(failures.values()) == {"ArithmeticError: the model gave logits that are not finite"}
-    assert said(found) == [{n: value for n, value in batch.items() if n not in failures} for batch in said(expected)]
+    assert said(found) == [{n: value for n, value in batch.items() if n not in failures} for batch in expected]
 
 
 # --- several models, several processes --------------------------------------------------------------------------------
@@ -267,9 +297,16 @@ def sweep_of(models: list[str], out: Path, files: dict[str, Path], **more: Any) 
     )
 
 
-@pytest.fixture
-def files(weights: Path, tmp_path: Path) -> dict[str, Path]:
-    return {TINY: weights, TINY_BRIGHT: save_random_weights(tmp_path / "bright.safetensors", TINY_BRIGHT)}
+@pytest.fixture(scope="module")
+def files(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    bright = tmp_path_factory.mktemp("bright") / "bright.safetensors"
+    return {TINY: weights, TINY_BRIGHT: save_random_weights(bright, TINY_BRIGHT)}
+
+
+@pytest.fixture(scope="module")
+def both(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, closed_form_counts: None) -> SweepResult:
+    """A sweep of two models; not to be changed."""
+    return sweep_of([TINY, TINY_BRIGHT], tmp_path_factory.mktemp("both") / "both", files)
 
 
 @pytest.fixture
@@ -309,14 +346,15 @@ def test_a_model_that_is_added_is_all_that_is_evaluated(files: dict[str, Path], 
 
 
 @pytest.mark.parametrize("interrupt_at", [3, 7, 11])
-def test_stopped_among_two_models_it_ends_the_same(files: dict[str, Path], tmp_path: Path, interrupt_at: int) -> None:
+def test_stopped_among_two_models_it_ends_the_same(
+    files: dict[str, Path], both: SweepResult, tmp_path: Path, interrupt_at: int
+) -> None:
     models = [TINY, TINY_BRIGHT]
-    wanted = sweep_of(models, tmp_path / "undisturbed", files)
     with pytest.raises(KeyboardInterrupt):
         sweep_of(models, tmp_path / "out", files, reporter=Recorder(interrupt_at))
     reporter = Recorder()
     found = sweep_of(models, tmp_path / "out", files, reporter=reporter)
-    pd.testing.assert_frame_equal(lasting(read_results(found.path)), lasting(read_results(wanted.path)))
+    pd.testing.assert_frame_equal(lasting(read_results(found.path)), lasting(read_results(both.path)))
     assert len(reporter.steps) == 24 - 4 * ((interrupt_at - 1) // 4)  # a model's batch is a line of the journal
 
 

@@ -19,7 +19,7 @@ from tokenmerge_bench.commands.listing import Listing
 from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.store import COLUMNS, read_results
 
-pytestmark = pytest.mark.usefixtures("counted_once", "own_registry")
+pytestmark = pytest.mark.usefixtures("closed_form_counts", "own_registry")
 DOCUMENTED = (Path(__file__).parent.parent / "docs" / "json.md").read_text(encoding="utf-8")
 
 

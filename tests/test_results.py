@@ -20,7 +20,7 @@ from tokenmerge_bench.store import COLUMNS, FORMAT, outcomes_file
 
 HISTORIC = Path(__file__).parent / "historic_results" / "v1"
 
-pytestmark = pytest.mark.usefixtures("counted_once")
+pytestmark = pytest.mark.usefixtures("closed_form_counts")
 
 
 @pytest.fixture(scope="module")

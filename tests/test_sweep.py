@@ -40,7 +40,7 @@ from tokenmerge_bench.tokens import Tokens
 from tokenmerge_bench.trie import Tree
 from tokenmerge_bench.verdicts import judge
 
-pytestmark = pytest.mark.usefixtures("counted_once")
+pytestmark = pytest.mark.usefixtures("closed_form_counts")
 DESIGN_COLUMNS = {
     "experiment", "model", "weights", "dataset", "n_images", "method", "options", "trained", "budget", "knob",
     "top1", "top1_low", "top1_high", "top5", "gflops", "gflops_reducer", "reduction", "tokens_per_block",

@@ -32,7 +32,7 @@ from tokenmerge_bench.tables import results_table
 from tokenmerge_bench.trained import Places
 from tokenmerge_bench.verdicts import judge
 
-pytestmark = pytest.mark.usefixtures("counted_once")
+pytestmark = pytest.mark.usefixtures("closed_form_counts")
 Save = Callable[..., Checkpoint]
 MIXED: dict[str, Any] = {"methods": ["dpc_knn", "sit"], "keep_rate": ["0.7"]}
 
@@ -61,7 +61,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> list[Checkpoint]:
 
 @pytest.fixture(scope="module")
 def mixed(
-    weights: Path, several: list[Checkpoint], tmp_path_factory: pytest.TempPathFactory, counted_once: None
+    weights: Path, several: list[Checkpoint], tmp_path_factory: pytest.TempPathFactory, closed_form_counts: None
 ) -> SweepResult:
     """A sweep of methods off the shelf and all of them; not to be changed."""
     return run(tmp_path_factory.mktemp("mixed") / "out", weights, checkpoints=several, **MIXED)
