@@ -202,7 +202,7 @@ def compare(
 
 def _known(results: Results, text: str) -> str:
     """The name in the results of a method as typed; the order of options, and defaults spelt out, do not matter."""
-    known = list(dict.fromkeys(shown_name(row) for row in results.summary.to_dict("records")))
+    known = list(dict.fromkeys(shown_name(row) for row in results.settings))
     wanted = "unreduced" if text.strip() == UNREDUCED else text.strip()
     wanted = f"unreduced{TRAINED}" if wanted == UNREDUCED + TRAINED else wanted
     same = [name for name in known if _parts(name) == _parts(wanted)]
@@ -224,8 +224,8 @@ def _parts(name: str) -> tuple[str, frozenset[str], bool]:
 
 
 def _settings(results: Results, model: str, name: str, finished: bool = True) -> list[Setting]:
-    rows = results.summary[results.summary["model"] == model].to_dict("records")
-    return [row for row in rows if shown_name(row) == name and (row["status"] == "ok") == finished]
+    rows = [row for row in results.settings if row["model"] == model and shown_name(row) == name]
+    return [row for row in rows if (row["status"] == "ok") == finished]
 
 
 def _partners(ours: list[Setting], theirs: list[Setting], farthest: float) -> list[tuple[Setting, Setting]]:

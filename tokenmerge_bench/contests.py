@@ -95,34 +95,34 @@ class Contest:
         return float(self.best["reduction"])
 
 
-def contests(results: Results, among: pd.DataFrame | None = None) -> list[Contest]:
+def contests(results: Results, among: Sequence[Setting] | None = None) -> list[Contest]:
     """Every model at every budget, off the shelf and then trained, the dearest budget first.
 
     All pairs of a contest are compared, and p-values adjusted (Holm) over the pairs of all contests.
 
     Args:
         results: opened results folders.
-        among: rows of `results.summary`; None for all. Those that are unfinished or not reduced compete with none.
+        among: some of `results.settings`; None for all. Those that are unfinished or not reduced compete with none.
 
     Raises:
         InputError: if per-image outcomes are missing or the images differ.
     """
-    rows = results.summary if among is None else among
-    rows = rows[(rows["status"] == "ok") & (rows["method"] != UNREDUCED) & (rows["budget"] != "")]
-    found = [
-        _contest(str(model), trained == "yes", str(budget), group)
-        for (model, trained, budget), group in rows.groupby(["model", "trained", "budget"], sort=False)
-    ]
-    models = list(dict.fromkeys(rows["model"]))
+    groups: dict[tuple[str, bool, str], list[Setting]] = {}
+    for setting in results.settings if among is None else among:
+        if setting["status"] == "ok" and setting["method"] != UNREDUCED and setting["budget"]:
+            key = setting["model"], setting["trained"] == "yes", setting["budget"]
+            groups.setdefault(key, []).append(setting)
+    found = [_contest(*key, group) for key, group in groups.items()]
+    models = list(dict.fromkeys(contest.model for contest in found))
     found.sort(key=lambda contest: (models.index(contest.model), contest.trained, -contest.best["gflops"]))
     comparable = [contest for contest in found if len(contest.settings) > 1 and contest.apart <= EQUAL_FLOPS]
     tests = iter(pairwise([results.hits(*contest.settings) for contest in comparable]))
     return [_decided(contest, next(tests)) if contest in comparable else contest for contest in found]
 
 
-def _contest(model: str, trained: bool, budget: str, group: pd.DataFrame) -> Contest:
-    ranking = group.sort_values("top1", ascending=False, kind="stable").to_dict("records")
-    return Contest(model, trained, budget, tuple(ranking), spread(group["gflops"]))
+def _contest(model: str, trained: bool, budget: str, group: Sequence[Setting]) -> Contest:
+    ranking = sorted(group, key=lambda setting: -setting["top1"])
+    return Contest(model, trained, budget, tuple(ranking), spread(setting["gflops"] for setting in group))
 
 
 def _decided(contest: Contest, tests: Mapping[tuple[int, int], Paired]) -> Contest:

@@ -71,6 +71,16 @@ class Results:
         """One row per setting (`summary.summarise`), all statuses, seeds averaged."""
         return summarise(self.table)
 
+    @cached_property
+    def settings(self) -> list[dict[Any, Any]]:
+        """The rows of `summary` one by one."""
+        return self.summary.to_dict("records")
+
+    @cached_property
+    def finished(self) -> list[dict[Any, Any]]:
+        """Those of them that gave numbers."""
+        return [setting for setting in self.settings if setting["status"] == "ok"]
+
     def runs(self, setting: dict[Any, Any]) -> list[dict[Any, Any]]:
         """The finished rows of `table` of one row of `summary`: one per seed."""
         return self._runs.get(setting_key(setting), [])
@@ -88,9 +98,8 @@ class Results:
 
     @cached_property
     def _unreduced(self) -> dict[str, dict[Any, Any]]:
-        rows = self.summary
-        rows = rows[(rows["method"] == UNREDUCED) & (rows["trained"] == "no") & (rows["status"] == "ok")]
-        return {row["model"]: row for row in rows.drop_duplicates("model").to_dict("records")}
+        rows = [row for row in self.finished if row["method"] == UNREDUCED and row["trained"] == "no"]
+        return {row["model"]: row for row in reversed(rows)}  # the first of each
 
     def outcomes(self, run: dict[Any, Any]) -> pd.DataFrame:
         """Per-image outcomes of one row of `table`: columns label, prediction, rank; index image.

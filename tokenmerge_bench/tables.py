@@ -80,22 +80,25 @@ def table2(results: Results) -> pd.DataFrame:
         InputError: if the results hold no setting at this budget.
     """
     _require("table2", results)
-    summary = results.summary
-    # Methods that a folder of an earlier version could not run at any budget.
-    nowhere = (summary["status"] == "missing") & (summary["budget"].fillna("") == "")
-    control = (summary["method"] == UNREDUCED) & (summary["trained"] == "yes")
-    at_budget = summary[(summary["budget"] == TABLE2_BUDGET) | nowhere | control]
+    at_budget = [setting for setting in results.settings if _in_table2(setting)]
     reference = published.table1()
     rows: list[Row] = []
     settings: list[Setting] = []
-    for model in dict.fromkeys(at_budget["model"]):
+    for model in dict.fromkeys(setting["model"] for setting in at_budget):
         paper = reference[reference["model"] == model].set_index("k")
-        measured = at_budget[at_budget["model"] == model].to_dict("records")
+        measured = [setting for setting in at_budget if setting["model"] == model]
         for row, numbers, setting in _table2_rows(model, measured):
             rows.append({"model": model, **row, **_reported(numbers, paper), **_measured(results, model, setting)})
             settings.append(setting)
     _mark(rows, settings, contests(results, at_budget))
     return _frame(rows, _caption("All methods at 30 % fewer FLOPs.", results, settings, rows))
+
+
+def _in_table2(setting: Setting) -> bool:
+    # Methods that a folder of an earlier version could not run at any budget.
+    nowhere = setting["status"] == "missing" and not setting["budget"]
+    control = setting["method"] == UNREDUCED and setting["trained"] == "yes"
+    return setting["budget"] == TABLE2_BUDGET or nowhere or control
 
 
 def results_table(results: Results, found: Sequence[Contest] | None = None) -> pd.DataFrame:
@@ -110,7 +113,7 @@ def results_table(results: Results, found: Sequence[Contest] | None = None) -> p
         found: their `contests`, for whoever has them already.
     """
     models = _models(results)
-    settings = sorted(results.summary.to_dict("records"), key=lambda setting: models.index(setting["model"]))
+    settings = sorted(results.settings, key=lambda setting: models.index(setting["model"]))
     rows = [
         {
             "model": setting["model"],

@@ -68,7 +68,6 @@ def _times(results: Results, timings: Timings) -> list[str]:
             "Speed was not measured: times in results.csv are added up from pieces that settings share, and tell "
             "orders of magnitude. `tmbench profile` is for timing."
         ]
-    finished = results.summary[results.summary["status"] == "ok"].to_dict("records")
     sentences = [
         "Speedups hold for the hardware, batch size, precision and mode that they were measured with, which need not "
         "be those of the accuracies."
@@ -76,13 +75,13 @@ def _times(results: Results, timings: Timings) -> list[str]:
     without = list(
         dict.fromkeys(
             f"{shown_name(row)} at {row['budget']} on {row['model']}"
-            for row in finished
+            for row in results.finished
             if row["method"] != UNREDUCED and not timings.of(row)
         )
     )
     if without:
         sentences.append(f"Not timed: {listed(without)}.")
-    strangers = timings.strangers(finished)
+    strangers = timings.strangers(results.finished)
     if strangers:
         sentences.append(f"Timed, but with no accuracy in these results: {listed(strangers)}.")
     return sentences
@@ -98,7 +97,7 @@ def _training(results: Results) -> list[str]:
 
 
 def _seeds(results: Results) -> list[str]:
-    names = dict.fromkeys(shown_name(row) for row in results.summary.to_dict("records") if row["seeds"] > 1)
+    names = dict.fromkeys(shown_name(row) for row in results.settings if row["seeds"] > 1)
     if not names:
         return []
     return [f"{listed(list(names))}: means over seeds; \u00b1 is the standard deviation over them."]

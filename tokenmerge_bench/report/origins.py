@@ -34,8 +34,7 @@ class Origin:
 
 def facts(results: Results, profile: Profile | None) -> dict[str, str]:
     """What was compared on what, by heading."""
-    rows = results.summary
-    finished = rows[rows["status"] == "ok"].to_dict("records")
+    finished = results.finished
     methods = dict.fromkeys(shown_name(row) for row in finished if row["method"] != UNREDUCED)
     models = dict.fromkeys(f"{row['model']} (weights: {row['weights']})" for row in finished if row["trained"] == "no")
     budgets = dict.fromkeys(str(row["budget"]) for row in finished if row["method"] != UNREDUCED)
@@ -54,9 +53,8 @@ def facts(results: Results, profile: Profile | None) -> dict[str, str]:
 
 def subject(results: Results) -> str:
     """How many methods on which models."""
-    rows = [row for row in results.summary.to_dict("records") if row["status"] == "ok"]
-    methods = {shown_name(row) for row in rows if row["method"] != UNREDUCED}
-    models = dict.fromkeys(row["model"] for row in rows)
+    methods = {shown_name(row) for row in results.finished if row["method"] != UNREDUCED}
+    models = dict.fromkeys(row["model"] for row in results.finished)
     return f"{len(methods)} method{'' if len(methods) == 1 else 's'} on {', '.join(models)}"
 
 
@@ -73,25 +71,23 @@ def origins(folders: Sequence[Path]) -> list[Origin]:
 
 def profile_command(results: Results, timings: Timings, folders: Sequence[Path], out: Path) -> str:
     """The commands that time the models which are not timed yet and make the report again; empty if there is none."""
-    rows = results.summary
-    rows = rows[(rows["method"] != UNREDUCED) & (rows["trained"] == "no") & (rows["status"] == "ok")]
-    timed = {row["model"] for row in rows.to_dict("records") if timings.of(row)}
-    rows = rows[~rows["model"].isin(timed)]
-    flags = {"models": rows["model"], "methods": rows["label"]}
+    rows = [row for row in results.finished if row["method"] != UNREDUCED and row["trained"] == "no"]
+    timed = {row["model"] for row in rows if timings.of(row)}
+    rows = [row for row in rows if row["model"] not in timed]
     command = ["tmbench", "profile"]
-    for flag, values in flags.items():
-        command += [f"--{flag}", ",".join(dict.fromkeys(values))]
+    for flag, column in (("--models", "model"), ("--methods", "label")):
+        command += [flag, ",".join(dict.fromkeys(row[column] for row in rows))]
     by_flag: dict[str, list[str]] = {}
-    for budget in dict.fromkeys(rows["budget"]):
+    for budget in dict.fromkeys(row["budget"] for row in rows):
         flag, value = budget_flag(budget)
         by_flag.setdefault(flag, []).append(value)
     for flag, held in by_flag.items():
         command += [flag, ",".join(held)]
-    if (rows["device"] == "cuda").any():
+    if any(row["device"] == "cuda" for row in rows):
         command += ["--device", "cuda"]
     command += ["--out", "results/speed"]
     again = ["tmbench", "report", *map(str, folders), "results/speed", "-o", str(out)]
-    return f"{shlex.join(command)}\n{shlex.join(again)}" if len(rows) else ""
+    return f"{shlex.join(command)}\n{shlex.join(again)}" if rows else ""
 
 
 def _runs(finished: Sequence[dict[Any, Any]]) -> str:

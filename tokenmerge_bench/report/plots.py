@@ -30,10 +30,10 @@ def plots(results: Results, losses: Losses, timings: Timings) -> list[Plot]:
     """For each model accuracy over FLOPs, and over measured time for each way it was timed in; where it was not, over
     the rough time of the sweep."""
     found = []
-    for model in dict.fromkeys(results.summary.loc[results.summary["status"] == "ok", "model"]):
-        rows = results.summary[(results.summary["model"] == model) & (results.summary["status"] == "ok")]
-        reduced: list[Setting] = rows[rows["method"] != UNREDUCED].to_dict("records")
-        others: list[Setting] = rows[rows["method"] == UNREDUCED].to_dict("records")
+    for model in dict.fromkeys(row["model"] for row in results.finished):
+        rows = [row for row in results.finished if row["model"] == model]
+        reduced = [row for row in rows if row["method"] != UNREDUCED]
+        others = [row for row in rows if row["method"] == UNREDUCED]
         found.append(_over_flops(results, model, reduced, others, losses))
         ways = timings.ways(reduced)
         found += [_over_time(results, model, way, reduced, others, losses, timings) for way in ways]
