@@ -1,7 +1,7 @@
 """One HTML file that says what came of a comparison, to open and to share: `tmbench report`.
 
-`contents.py` reads folders and says everything in words and numbers (`contests.py`, `answers.py`, `timings.py`,
-`plots.py`, `caveats.py`, `gallery.py`, `origins.py`), `charts.py` draws, `page.py` puts it into `template.html`.
+`contents.py` reads folders and says everything in words and numbers (`answers.py`, `timings.py`, `plots.py`,
+`caveats.py`, `gallery.py`, `origins.py`), `charts.py` draws, `page.py` puts it into `template.html`.
 """
 
 from __future__ import annotations

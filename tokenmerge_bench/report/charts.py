@@ -210,9 +210,10 @@ def _legend(plot: Plot, looks: Mapping[str, Look]) -> Specification | None:
     names = [name for name in looks if name in drawn]
     if not names:
         return None
-    columns = max(1, min(5, LINE // (max(map(len, names)) + 6)))
+    longest = max(map(len, names))
+    columns = max(1, min(5, LINE // (longest + 6)))
     # Fonts of readers may be wider than the one that the SVG was measured with.
-    return {"title": None, "orient": "bottom", "columns": columns, "columnPadding": 30, "values": names}
+    return {"title": None, "orient": "bottom", "columns": columns, "columnPadding": 20 + longest, "values": names}
 
 
 def _domain(rows: pd.DataFrame, column: str) -> list[float]:

@@ -52,7 +52,7 @@ def _over_flops(
     settings = settings.assign(x=settings["x"] + shift, curve=~placed["alone"], band=~placed["alone"])
     published = _published(results, model)
     caption = "Higher is more accurate, further left is cheaper. Bands and bars are 95 % intervals; "
-    caption += f"{_star(others)}, the dotted line its accuracy."
+    caption += f"{_star(others)}, the dotted line{'s their accuracies' if len(others) > 1 else ' its accuracy'}."
     if (settings["trained"] == "yes").any():
         caption += " Curves of trained methods are dashed."
     if shift.any():
