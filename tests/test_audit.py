@@ -95,11 +95,17 @@ def test_described_reading_costs_the_golden_macs(model: str) -> None:
     assert [round(network(model).gflops(DESCRIBED, k), 4) for k in KS] == list(GOLDEN[model])
 
 
-@pytest.mark.parametrize("reading", [r for r in READINGS if network(TINY).applies(r)], ids=str)
-def test_a_reading_costs_what_the_method_costs_there_without_its_own_arithmetic(reading: Reading) -> None:
-    spec = make_method("dhtm", {"position": reading.position}, reading.layers)
+@pytest.fixture(scope="module")
+def solver() -> Solver:
     with torch.device("meta"):
-        solver = Solver(build_model(TINY))
+        return Solver(build_model(TINY))
+
+
+@pytest.mark.parametrize("reading", [r for r in READINGS if network(TINY).applies(r)], ids=str)
+def test_a_reading_costs_what_the_method_costs_there_without_its_own_arithmetic(
+    reading: Reading, solver: Solver
+) -> None:
+    spec = make_method("dhtm", {"position": reading.position}, reading.layers)
     solved = solver.at(spec, (40,))
     assert network(TINY).gflops(reading, 40) == solved.macs.backbone / 1e9
 

@@ -108,7 +108,7 @@ def test_the_reducers_are_a_column_of_their_own() -> None:
 # --- closed form against fvcore ---------------------------------------------------------------------------------------
 
 SMALL: dict[str, Any] = {
-    "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2, "num_classes": 5,
+    "img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5,
 }  # fmt: skip
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: VisionTransformer(**SMALL),
@@ -171,18 +171,22 @@ CASES: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in list_methods()
 @pytest.mark.parametrize("fused", [True, False])
 def test_closed_form_is_exact_for_every_method(name: str, options: dict[str, Any], fused: bool) -> None:
     model = fuse(VisionTransformer(**SMALL), fused)
-    reduced = attach(model, name, (11, 7), (1, 2), **options)
+    reduced = attach(model, name, (11, 7), (0, 1), **options)
     macs = count(reduced)
     assert macs == closed_form(model, reduced.schedule, reduced.reducer_macs())
     assert macs.reducer == reduced.reducer_macs()
 
 
+@pytest.fixture(scope="module")
+def deit_tiny() -> nn.Module:
+    model: nn.Module = timm.create_model("deit_tiny_patch16_224")
+    return model
+
+
 @pytest.mark.parametrize("name", list_methods())
-def test_every_method_on_the_real_deit_tiny(name: str) -> None:
-    torch.manual_seed(0)
-    model = timm.create_model("deit_tiny_patch16_224")
-    reduced = attach(model, name, (156, 116, 76), LAYERS)
-    expected = closed_form(model, reduced.schedule, reduced.reducer_macs())
+def test_every_method_on_the_real_deit_tiny(name: str, deit_tiny: nn.Module) -> None:
+    reduced = attach(deit_tiny, name, (156, 116, 76), LAYERS)
+    expected = closed_form(deit_tiny, reduced.schedule, reduced.reducer_macs())
     assert count(reduced) == expected
     if reduced.schedule.steps[0].site == "mid":
         assert giga(expected.backbone) == 0.9065
@@ -225,7 +229,7 @@ def test_training_modes_and_gradients_are_as_before(fails: bool) -> None:
     if fails:
         model.blocks[2].mlp.act = Cumulative()
     reduced = attach(model, "dhtm", (11,), (1,)).train()
-    model.blocks[3].eval()
+    model.blocks[0].eval()
     modes = [module.training for module in (*model.modules(), *reduced.modules())]
     assert any(modes)
     assert not all(modes)

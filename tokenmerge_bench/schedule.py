@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,14 +33,15 @@ class Schedule:
         """T = P + N seen by the MLP of each block, which is also what leaves the block."""
         return [self.prefix + patches for _, patches in self._patches()]
 
-    def _patches(self) -> Iterator[tuple[int, int]]:
+    def _patches(self) -> list[tuple[int, int]]:
         """Patch tokens that the attention and the MLP of each block see."""
         left = {(step.block, step.site): step.n_out for step in self.steps}
-        n = self.n0
+        seen, n = [], self.n0
         for block in range(self.depth):
             before = left.get((block, "pre"), n)
             n = left.get((block, "mid"), before)
-            yield before, n
+            seen.append((before, n))
+        return seen
 
 
 def make_schedule(
