@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging.handlers
 import pickle
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import huggingface_hub
@@ -285,6 +287,27 @@ def test_a_failed_download_says_how_to_pass_local_weights() -> None:
     assert "fetch https://huggingface.co/timm/deit_tiny_patch16_224.fb_in1k/resolve/main/model.safetensors " in message
     assert "--weights FILE.safetensors or --weights deit_tiny_patch16_224=FILE.safetensors" in message
     assert "\n" not in message
+
+
+def test_a_failed_download_is_one_sentence_that_says_what_the_network_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client, told = logging.getLogger("huggingface_hub.utils._http"), SimpleQueue[logging.LogRecord]()
+    monkeypatch.setattr(client, "handlers", [logging.handlers.QueueHandler(told)])
+
+    def download(*_: Any, **__: Any) -> None:
+        client.warning("Retrying in 1s [Retry 1/5].")
+        try:
+            raise OSError("Name or service not known")
+        except OSError as error:
+            raise ValueError("cannot find the file in the cache") from error
+
+    monkeypatch.setattr(timm, "create_model", download)
+    with pytest.raises(InputError, match=r"OSError: Name or service not known\): fetch"):
+        load_model("deit_tiny_patch16_224", device=CPU)
+    assert told.empty()
+    client.warning("as before")
+    assert told.get_nowait().getMessage() == "as before"
 
 
 def test_hub_weights_never_get_an_untrained_head() -> None:

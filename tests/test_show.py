@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
@@ -129,7 +130,8 @@ def show(
     experiment = Experiment(**{**usual, **budget, **changes})
     key = (experiment.model_dump_json(), weights, wanted)
     if checkpoints or key not in _viewers:  # opened once for all images
-        _viewers[key] = Viewer(experiment, {experiment.models[0]: weights}, checkpoints, wanted)
+        own = {experiment.models[0]: weights}
+        _viewers[key] = Viewer(experiment, own, checkpoints, wanted, torch.device("cpu"))
     viewer = _viewers[key]
     return [viewer.look(one) for one in named_images([str(name) for name in names], experiment)]
 
@@ -625,6 +627,38 @@ def test_an_animation_is_written_by_its_ending(tiny: Command, tmp_path: Path) ->
             assert moving.info["loop"] == 0
 
 
+def test_each_budget_out_of_reach_is_told(tmbench: Command, weights: Path) -> None:
+    wanted = ("--methods", "lotm,dpc_knn", "--budgets", "0.38,0.37", "--animate", "--json")
+    done = tmbench("show", "--model", TINY, "--weights", weights, *wanted)
+    found = json.loads(done.out)
+    assert list(found["left_out"]) == ["lotm at 0.38", "lotm at 0.37"]
+    assert done.err.splitlines() == [f"tmbench: {what}: {why}" for what, why in found["left_out"].items()]
+
+
+@pytest.mark.parametrize("folder", ["v1.2", "pictures.png"])
+def test_a_folder_may_have_a_dot_in_its_name(tiny: Command, tmp_path: Path, folder: str) -> None:
+    (tmp_path / "pictures.png").mkdir()
+    assert tiny("--out", folder, "--formats", "svg").out == f"figure  {folder}/demo-30-merges.svg\n"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gpu_shows_what_the_cpu_shows(weights: Path) -> None:
+    experiment = Experiment(methods=["dhtm", "dpc_knn", "dhtm:layers=11"], models=[TINY], budgets=[0.97])
+    (chosen,), wanted = named_images(["demo[3]"], experiment), Wanted(attention=True, token=2, frames=True)
+    there, here = (
+        Viewer(experiment, {TINY: weights}, [], wanted, torch.device(device)).look(chosen).runs
+        for device in ("cuda", "cpu")
+    )
+    for gpu, cpu in zip(there, here, strict=True):
+        assert gpu.obstacle == cpu.obstacle == ""
+        assert gpu.prediction is not None
+        assert cpu.prediction is not None
+        assert gpu.prediction.confidence == pytest.approx(cpu.prediction.confidence, abs=1e-4)
+        assert gpu.attention == pytest.approx(cpu.attention, abs=1e-5)
+        assert len(gpu.frames) == len(cpu.frames)
+        assert all((a.owner == b.owner).all() for a, b in zip(gpu.sites, cpu.sites, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -638,6 +672,10 @@ def test_an_animation_is_written_by_its_ending(tiny: Command, tmp_path: Path) ->
         (["cat.png", "--out", "cat.png"], ["'cat.png' is an image to be shown", "--out"]),
         (["cat.png", "--out", "out.jpg"], ["no format 'jpg'"]),
         (["cat.png", "--out", "out.gif"], ["no format 'gif'"]),
+        (["cat.png", "--out", "out.svgz"], ["no format 'svgz'", "did you mean 'svg'"]),
+        (["cat.png", "--dataset", "demo"], ["--dataset is of no use", "leave it out"]),
+        (["cat.png", "--split", "train"], ["--split is of no use"]),
+        (["cat.png", "--device", "tpu"], ["'tpu' is no device"]),
         (["cat.png", "--animate", "--formats", "svg"], ["no format 'svg'", "apng"]),
         (["cat.png", "--out", "x.png", "--formats", "svg"], ["--out x.png", "--formats"]),
         (["cat.png", "torn.png", "--out", "x.png"], ["one file", "2 pictures"]),

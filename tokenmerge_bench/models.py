@@ -7,8 +7,10 @@ from a local file, or from the Hugging Face hub through timm; nothing here unpic
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -288,14 +290,35 @@ def _from_hub(name: str, num_classes: int | None, kwargs: dict[str, Any]) -> nn.
             "pass weights trained for these classes by --weights FILE.safetensors"
         )
     try:
-        model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
+        with _silent_retries():
+            model: nn.Module = timm.create_model(name, pretrained=True, **kwargs)
     except Exception as error:  # the hub client, urllib and timm each fail with types of their own
+        cause = _first_cause(error)
         raise InputError(
             f"the weights of '{name}' could not be downloaded from the hub ('{_hub_id(name)}'; "
-            f"{type(error).__name__}: {_first_line(error)}): fetch {_file_url(name)} where there is a network and "
+            f"{type(cause).__name__}: {_first_line(cause)}): fetch {_file_url(name)} where there is a network and "
             f"pass it by --weights FILE.safetensors or --weights {name}=FILE.safetensors"
         ) from error
     return model
+
+
+@contextmanager
+def _silent_retries() -> Iterator[None]:
+    """The hub's client would warn of every attempt; what they come to is said once."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What an error began with: of a download that failed, what the network said."""
+    while earlier := error.__cause__ or error.__context__:
+        error = earlier
+    return error
 
 
 def _file_url(name: str) -> str:

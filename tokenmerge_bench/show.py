@@ -58,7 +58,7 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one method did to an image, or why it could not (`obstacle`, then the rest is empty).
+    """What one method did to an image at one budget, or why it could not (`obstacle`, then the rest is empty).
 
     `sites` are the reductions from first to last, none for the unreduced model. `attention` and `weights` are (N0,)
     where they were asked for: attention of the class token to each grid cell in the last block, and weight of each grid
@@ -66,6 +66,8 @@ class Run:
     """
 
     label: str
+    budget: str = ""
+    """As a sweep records it: `0.7` or `k=40`."""
     knob: str = ""
     kept: float = 1.0
     """Fraction of the unreduced model's MACs."""
@@ -225,6 +227,7 @@ class Viewer:
         weights: the model's own weights by model name, as for a sweep.
         checkpoints: trained points, as for a sweep.
         wanted: what to show beside regions and predictions.
+        device: where the model runs.
 
     Raises:
         InputError: if something given is wrong, or no method can be shown.
@@ -236,12 +239,13 @@ class Viewer:
         weights: Mapping[str, Path],
         checkpoints: Sequence[Checkpoint],
         wanted: Wanted,
+        device: torch.device,
     ) -> None:
         if len(experiment.models) > 1:
             raise InputError(
                 f"one model is shown at a time, not {', '.join(experiment.models)}; give one of them by --models."
             )
-        self.hardware = Hardware(torch.device("cpu"))
+        self.hardware = Hardware(device)
         self.experiment, self.wanted = experiment, wanted
         loader, name = Loader(experiment, self.hardware, None), experiment.models[0]
         self.own: LoadedModel = loader.own(name, weights.get(name))
@@ -294,11 +298,11 @@ class Viewer:
     def _run(self, job: Job, point: Point, image: Image.Image, chosen: Chosen, names: Mapping[int, str]) -> Run:
         """One method on one image; what goes wrong in it is shown in its place."""
         if point.obstacle or point.solution is None:
-            return Run(label_of(point), obstacle=point.reason)
+            return Run(label_of(point), point.budget.recorded, obstacle=point.reason)
         reduced = attached(job.loaded.model, point, job.reducers)
         transform = eval_transform(job.loaded.data_config)
-        pixels = transform(image)[None]
-        image_id = torch.from_numpy(chosen.images.ids[[chosen.index]])
+        pixels = transform(image)[None].to(self.hardware.device)
+        image_id = torch.from_numpy(chosen.images.ids[[chosen.index]]).to(self.hardware.device)
         kept = point.solution.macs.total / self.unreduced_macs
         try:
             with self.hardware.forward(), ClassAttention(reduced) as attention:
@@ -306,6 +310,7 @@ class Viewer:
                 source = reduced.source
                 return Run(
                     label_of(point),
+                    point.budget.recorded,
                     short_knob(point.solution.knob) if point.solution.knob else "",
                     kept,
                     sites=sites(reduced),
@@ -318,18 +323,18 @@ class Viewer:
         except InputError:
             raise
         except Exception as error:  # of somebody's method: the others are shown all the same
-            return Run(label_of(point), obstacle=f"failed: {reason(error)}")
+            return Run(label_of(point), point.budget.recorded, obstacle=f"failed: {reason(error)}")
 
     def _attention(self, reduced: ReducedViT, attention: ClassAttention) -> PerCell | None:
         if not self.wanted.attention or not has_class_token(reduced.detach()):
             return None
-        return attention.per_cell()[0].double().numpy()
+        return attention.per_cell()[0].double().cpu().numpy()
 
     def _weights(self, reduced: ReducedViT) -> PerCell | None:
         token, source = self.wanted.token, reduced.source
         if token is None or not reduced.schedule.steps or not 0 <= token < source.n_out:
             return None
-        return source.matrix()[0, token].double().numpy()
+        return source.matrix()[0, token].double().cpu().numpy()
 
     def _frames(self, reduced: ReducedViT, pixels: Tensor, image_id: Tensor) -> list[Site]:
         return merge_sequence(reduced, pixels, image_id) if self.wanted.frames else []

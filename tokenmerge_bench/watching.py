@@ -73,7 +73,8 @@ class ClassAttention:
         """The map from the grid cells to the tokens that the last block's attention saw."""
         last = self._reduced.geometry.depth - 1
         before = [s for s in self._reduced.schedule.steps if s.block < last or s.site == "pre"]
-        identity = HardAssignment.identity(batch, self._reduced.geometry.patches)
+        device = next(self._attention.parameters()).device
+        identity = HardAssignment.identity(batch, self._reduced.geometry.patches, device)
         return [identity, *sources(self._reduced)][len(before)]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenmerge_bench import completion
 from tokenmerge_bench.commands.shared import complain, load_plugins, tell
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.flags import (
@@ -21,6 +22,7 @@ from tokenmerge_bench.flags import (
     Json,
     Plugins,
     Running,
+    given_flags,
     option,
     split_list,
     switch,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 STILL, MOVING = ("png", "svg", "pdf"), ("apng", "gif", "png")
 """What pictures and animations can be written as; `png` is an animated one too."""
+FORMAT = r"\.[A-Za-z]\w*"
+"""An ending that stands for a format. The one of a folder `v1.2` does not."""
 
 
 def show(
@@ -53,6 +57,7 @@ def show(
     seed: Annotated[
         int, option("Of the images that --limit draws, and of methods that draw random numbers.", "N", RUNNING)
     ] = 0,
+    device: Annotated[str, option("cpu, cuda or cuda:N.", "DEVICE", RUNNING, completion.device)] = "cpu",
     attention: Annotated[bool, switch("--attention", "Add what the class token attends to.", OUTPUT)] = False,
     token: Annotated[
         int | None, option("Add the weights of all patches in this one of the final tokens, from 0.", "N", OUTPUT)
@@ -76,16 +81,17 @@ def show(
     """
     load_plugins(plugin)
     from tokenmerge_bench.figures import merges
+    from tokenmerge_bench.hardware import open_device
     from tokenmerge_bench.json_output import write_json
     from tokenmerge_bench.show import Viewer, Wanted, named_images, usual_images
 
     images.refuse_negative_limit()
-    _refuse_idle(image or [], images.limit, attention, token, animate)
+    _refuse_idle(image or [], images, attention, token, animate)
     experiment = _experiment(comparison, images, seed, trained, untrained, animate)
     files = _Files(out, formats, MOVING if animate else STILL, image or [])
     named = named_images(image or [], experiment)
     own, checkpoints = Running(weights=weights).given_weights(experiment.models)
-    viewer = Viewer(experiment, own, checkpoints, Wanted(attention, token, animate))
+    viewer = Viewer(experiment, own, checkpoints, Wanted(attention, token, animate), open_device(device))
     chosen = named or usual_images(experiment, viewer.own.model, images.limit)
     files.expect(len(chosen) * (len(viewer.labels) if animate else 1))
     written: list[Path] = []
@@ -98,16 +104,19 @@ def show(
             written += paths
             tell([] if as_json else paths, {})
         if animate:
-            left_out |= {run.label: f"{run.label}: {run.obstacle}" for run in shown.runs if run.obstacle}
-    complain(left_out.values())
+            left_out |= {f"{run.label} at {run.budget}": run.obstacle for run in shown.runs if run.obstacle}
+    complain(f"{what}: {why}" for what, why in left_out.items())
     if as_json:
         write_json({"files": written, "left_out": left_out})
 
 
-def _refuse_idle(image: list[str], limit: int | None, attention: bool, token: int | None, animate: bool) -> None:
+def _refuse_idle(image: list[str], images: Images, attention: bool, token: int | None, animate: bool) -> None:
     """Raises InputError for an option that would do nothing beside the others."""
-    if image and limit is not None:
-        raise InputError(f"--limit {limit} draws images, and some are named; leave one of the two out.")
+    if image and images.limit is not None:
+        raise InputError(f"--limit {images.limit} draws images, and some are named; leave one of the two out.")
+    idle = [flag for flag in given_flags(images) if flag in ("--dataset", "--data-dir", "--split")]
+    if idle and image and all(Path(name).exists() for name in image):
+        raise InputError(f"{idle[0]} is of no use where all images are files; leave it out, or name images of it too.")
     if animate and (attention or token is not None):
         raise InputError("--animate shows nothing but merges; leave --attention and --token out, or draw a picture.")
 
@@ -135,11 +144,10 @@ class _Files:
     """
 
     def __init__(self, out: Path | None, formats: str | None, known: tuple[str, ...], images: Collection[str]) -> None:
-        from tokenmerge_bench.images import is_image
         from tokenmerge_bench.products import check_names
 
         self.folder, self.forms = out or Path("show"), list(known[:2] if known is STILL else known[:1])
-        self.file = out if out is not None and (is_image(out.name) or out.suffix[1:] in STILL + MOVING) else None
+        self.file = out if out is not None and re.fullmatch(FORMAT, out.suffix) and not out.is_dir() else None
         if self.file is not None and formats is not None:
             raise InputError(f"--out {out} says what to write; leave --formats out, or give a folder.")
         if self.file is not None:
