@@ -24,8 +24,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup
 from timm.optim import create_optimizer_v2
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import DeviceType, ProfilerActivity, profile
 
 import tokenmerge_bench.models  # noqa: F401 - registers the project's models with timm
 from tokenmerge_bench.budgets import Budget

@@ -303,7 +303,7 @@ def test_gradients_of_proportional_attention(dtype: torch.dtype, t: int, width: 
 
     def run(given: Tensor, bias: Any) -> list[Tensor]:
         inputs = [x.detach().clone().requires_grad_() for x in given]
-        out = F.scaled_dot_product_attention(*inputs, attn_mask=bias)
+        out = F.scaled_dot_product_attention(inputs[0], inputs[1], inputs[2], bias)
         (out.double() * upstream).sum().backward()
         return [out, *(cast(Tensor, x.grad) for x in inputs)]
 
@@ -375,7 +375,7 @@ def test_received_attention_beside_gradients() -> None:
     results = []
     for bias in (None, receiver):
         inputs = [x.detach().clone().requires_grad_() for x in given]
-        out = F.scaled_dot_product_attention(*inputs, attn_mask=bias)
+        out = F.scaled_dot_product_attention(inputs[0], inputs[1], inputs[2], bias)
         out.float().square().sum().backward()
         results.append([out, *(cast(Tensor, x.grad) for x in inputs)])
     torch.testing.assert_close(results[1], results[0], rtol=1e-2, atol=1e-2)
