@@ -141,7 +141,8 @@ def test_gradients_of_tokens_and_parameters() -> None:
         parameters = dict(zip(names, given[len(COUNTS) :], strict=True))
         return torch.func.functional_call(module, parameters, (list(given[: len(COUNTS)]), teacher))
 
-    assert torch.autograd.gradcheck(loss, (*student, *module.parameters()))
+    # One random direction of all, in place of each number of each of 41 tensors.
+    assert torch.autograd.gradcheck(loss, (*student, *module.parameters()), fast_mode=True)
 
 
 def test_no_gradient_reaches_the_tokens_of_the_teacher() -> None:
