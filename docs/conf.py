@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 
 import tokenmerge_bench
-from tokenmerge_bench import provenance
+from tokenmerge_bench import cli, provenance
+from tokenmerge_bench.commands.examples import EXAMPLES, Example
 
 project = "tokenmerge-bench"
 author = "The tokenmerge-bench authors"
@@ -19,6 +22,7 @@ release = provenance.version()
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 default_role = "py:obj"  # docstrings name code in single backquotes; what is in the reference becomes a link
+smartquotes = False  # what stands between quotes is meant to be typed
 add_module_names = False
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
@@ -78,8 +82,57 @@ def unlink_folders(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^][]+)\]\(([^()#]+)\)", plain, source[0])
 
 
+def show_linked(app: Any, docname: str, source: list[str]) -> None:
+    """A page that is one link, to a document at the top of the repository, is that document."""
+    if link := re.fullmatch(r"\[[^]]+\]\((\.\./\w+\.md)\)\n", source[0]):
+        source[0] = Path(app.srcdir, link[1]).read_text(encoding="utf-8")
+
+
+def fill_in_commands(app: Any, docname: str, source: list[str]) -> None:
+    """Every command with its flags and its examples, from the program."""
+    if "<!-- commands -->" in source[0]:
+        source[0] = source[0].replace("<!-- commands -->", "\n".join(all_commands()))
+
+
+def all_commands() -> Iterator[str]:
+    """Lines of Markdown: the commands under the headings of `tmbench --help`."""
+    program: Any = typer.main.get_command(cli.app)
+    for heading, functions in cli.COMMANDS.items():
+        yield f"## {heading}\n"
+        for function in functions:
+            name = function.__name__.strip("_")
+            yield from one_command(name, program.commands[name])
+
+
+def one_command(name: str, command: Any) -> Iterator[str]:
+    """What a command does, its usage, its flags under their headings, its examples."""
+    context = command.make_context(name, [], resilient_parsing=True)
+    usage = " ".join([f"tmbench {name}", *command.collect_usage_pieces(context)])
+    yield f"### tmbench {name}\n\n{as_markdown(command.help)}\n\n```\n{usage}\n```\n"
+    for panel, flags in command.panels(context).items():
+        yield f"**{panel}**\n"
+        yield from (f"* `{written}`: {as_markdown(said)}" for written, said in flags if "--help" not in written)
+        yield ""
+    yield "\n\n".join(f"{example.what}{needs(example)}:\n\n```sh\n{example.command}\n```" for example in EXAMPLES[name])
+    yield ""
+
+
+def as_markdown(text: str) -> str:
+    """The words of a help, in which only backquotes have a meaning."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"([*_<\[\\])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
+
+
+def needs(example: Example) -> str:
+    """What must be there before an example can be run."""
+    return f" (needs {as_markdown(example.needs)})" if example.needs else ""
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls with the conf.py of a project."""
+    app.connect("source-read", show_linked)
+    app.connect("source-read", fill_in_commands)
     app.connect("source-read", unlink_folders)
     app.add_html_math_renderer("mathml", (inline_math, None), (block_math, None))
     app.connect("missing-reference", link_by_public_name)

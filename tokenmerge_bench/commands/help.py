@@ -66,12 +66,17 @@ class Command(_Helpful, TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """The flags in plain text, under the headings that they have in a terminal."""
+        for panel, records in self.panels(ctx).items():
+            with formatter.section(panel):
+                formatter.write_dl(records)
+
+    def panels(self, ctx: Any) -> dict[str, list[tuple[str, str]]]:
+        """The flags as they are written, each with what it does, under their headings."""
         panels = defaultdict(list)
         for param in self.get_params(ctx):
-            panels[_heading(param) or "Arguments"].append(param.get_help_record(ctx))
-        for panel, records in panels.items():
-            with formatter.section(panel):
-                formatter.write_dl([record for record in records if record is not None])
+            if record := param.get_help_record(ctx):
+                panels[_heading(param) or "Arguments"].append(record)
+        return panels
 
 
 class Program(_Helpful, TyperGroup):
