@@ -21,7 +21,6 @@ import typer
 from commands import Command, Done, assert_refused
 from made_results import dhtm_and_tome, made, point, right
 from PIL import Image
-from slow import slow
 from sweeping import TINY, TINY_RGB, contents, lasting, run
 
 from tokenmerge_bench import audit, experiment
@@ -538,7 +537,6 @@ def test_an_audit_of_results(tmbench: Command, weights: Path, tmp_path: Path) ->
     assert "dhtm:layers=3/6" in text[text.index("## Which reading loses as little accuracy as reported?") :]
 
 
-@slow
 def test_an_audit_runs_both_ablations_and_goes_on_after_ctrl_c(
     tmbench: Command, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_figures: None
 ) -> None:
