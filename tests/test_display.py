@@ -57,6 +57,16 @@ def printed(renderable: Any, width: int, height: int = 24, **settings: Any) -> l
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
+def test_columns_that_only_say_something_together_are_left_out_together() -> None:
+    columns = [Column("budget"), *(Column(f"only {name} right", number=True, rank=1) for name in ("dhtm", "tome"))]
+    sheet = Sheet("title", columns, [["0.7", "5", "3"], ["0.5", "8", "4"]])
+    assert "dhtm" in " ".join(printed(sheet, 40, force_terminal=True))
+    lines = printed(sheet, 25, force_terminal=True)
+    assert not any("only" in line for line in lines if line.startswith("│"))
+    said = " ".join(line.strip() for line in lines[-4:])
+    assert "Left out for want of room: only dhtm right, only tome right." in said
+
+
 def test_where_there_is_room_everything_is_shown() -> None:
     assert printed(SHEET, 100, force_terminal=True) == [
         "title",

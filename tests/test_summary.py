@@ -154,6 +154,12 @@ def test_notes_are_never_withheld(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "tmbench: an image is missing\n"
 
 
+def test_what_is_finished_is_no_interruption(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressReporter() as told:
+        told.start(10, 10)
+    assert capsys.readouterr().err.startswith("tmbench: nothing left to evaluate: all 10 evaluations are there already")
+
+
 def test_the_bar_counts_what_is_done_already(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressReporter() as told:
         told.start(10, 4)

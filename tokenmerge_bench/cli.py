@@ -53,7 +53,9 @@ def _version(wanted: bool) -> bool:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Which way of reducing Vision Transformer tokens keeps the most accuracy at the same FLOPs?
 

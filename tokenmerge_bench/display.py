@@ -71,7 +71,9 @@ class ProgressReporter(SilentReporter):
     def start(self, total: int, done: int) -> None:
         """Sets the length of the bar; work of an earlier run counts as done."""
         self._progress.reset(self._task, total=total, completed=done)
-        if done:
+        if done == total:
+            self.note(f"nothing left to evaluate: all {total} evaluations are there already")
+        elif done:
             self.note(f"going on after an interruption: {done} of {total} evaluations are there already")
 
     def advance(self, evaluations: int, doing: str) -> None:

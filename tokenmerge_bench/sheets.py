@@ -26,7 +26,7 @@ class Column:
         heading: in words, which may stand in several lines.
         number: aligned to the right.
         least: the width to which its text may be folded; None for what is never broken, such as numbers.
-        rank: of the columns with a rank, those with the highest are left out first; those with 0 never are.
+        rank: the columns with the highest are left out first, those of one rank together; those with 0 never are.
     """
 
     heading: str
@@ -92,11 +92,12 @@ def _layout(sheet: Sheet, room: int, lines: bool) -> tuple[dict[int, int], dict[
     spared = {n: _width(_words(c.heading)) if lines else cell_len(c.heading) for n, c in enumerate(sheet.columns)}
     widths = {n: max(spared[n], _least(column, sheet.cells(n))) for n, column in enumerate(sheet.columns)}
     left_out: dict[str, list[str]] = {}
-    ranked = sorted((n for n in widths if sheet.columns[n].rank), key=lambda n: -sheet.columns[n].rank)
-    while ranked and _whole(widths) > room:
-        number = ranked.pop(0)
-        del widths[number]
-        left_out[sheet.columns[number].heading] = [cell for cell in sheet.cells(number) if cell]
+    for rank in sorted({column.rank for column in sheet.columns} - {0}, reverse=True):
+        if _whole(widths) <= room:
+            break
+        for number in [number for number in widths if sheet.columns[number].rank == rank]:
+            del widths[number]
+            left_out[sheet.columns[number].heading] = [cell for cell in sheet.cells(number) if cell]
     wanted = {number: max(width, _width(sheet.cells(number))) for number, width in widths.items()}
     for _ in range(room - _whole(widths)):  # what is left goes to the narrowest of those that are folded
         folded = [number for number, width in widths.items() if width < wanted[number]]

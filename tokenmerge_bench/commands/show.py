@@ -42,7 +42,7 @@ def show(
     images: Images,
     image: Annotated[
         list[str] | None,
-        typer.Argument(help="Image files, or images of --dataset by name, as demo[7].", metavar="IMAGE..."),
+        typer.Argument(help="Image files, or images of --dataset by name, as demo[7].", metavar="IMAGE"),
     ] = None,
     weights: Annotated[
         list[str] | None,
@@ -115,7 +115,7 @@ def _refuse_idle(image: list[str], images: Images, attention: bool, token: int |
     if image and images.limit is not None:
         raise InputError(f"--limit {images.limit} draws images, and some are named; leave one of the two out.")
     idle = [flag for flag in given_flags(images) if flag in ("--dataset", "--data-dir", "--split")]
-    if idle and image and all(Path(name).exists() for name in image):
+    if idle and image and all(Path(name).is_file() for name in image):
         raise InputError(f"{idle[0]} is of no use where all images are files; leave it out, or name images of it too.")
     if animate and (attention or token is not None):
         raise InputError("--animate shows nothing but merges; leave --attention and --token out, or draw a picture.")
