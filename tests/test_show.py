@@ -32,7 +32,7 @@ from timm.models.vision_transformer import VisionTransformer
 from tokenmerge_bench import attach, idx
 from tokenmerge_bench.assignment import Assignment, HardAssignment
 from tokenmerge_bench.budgets import Budget, Solver, reduce_with
-from tokenmerge_bench.checkpoints import Checkpoint
+from tokenmerge_bench.checkpoints import Checkpoint, load_weights
 from tokenmerge_bench.data import as_seen, eval_transform, subset
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment
@@ -114,6 +114,22 @@ def odd_headless(pretrained: bool = False, **settings: Any) -> VisionTransformer
 @register_model
 def odd_distilled(pretrained: bool = False, **settings: Any) -> VisionTransformer:
     return _odd("odd_distilled")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once() -> Iterator[None]:
+    """Weights are read once for all viewers and commands, which do not change a model."""
+    read: dict[str, LoadedModel] = {}
+
+    def load(model: str, weights: Path | None, **settings: Any) -> LoadedModel:
+        key = f"{model} {weights} {settings}"
+        if key not in read:
+            read[key] = load_weights(model, weights, **settings)
+        return read[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tokenmerge_bench.jobs.load_weights", load)
+        yield
 
 
 DEMO = idx.demo()
@@ -627,7 +643,8 @@ def test_an_animation_is_written_by_its_ending(tiny: Command, tmp_path: Path) ->
             assert moving.info["loop"] == 0
 
 
-def test_each_budget_out_of_reach_is_told(tmbench: Command, weights: Path) -> None:
+def test_each_budget_out_of_reach_is_told(tmbench: Command, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merges, "animations", lambda shown: [])
     wanted = ("--methods", "lotm,dpc_knn", "--budgets", "0.38,0.37", "--animate", "--json")
     done = tmbench("show", "--model", TINY, "--weights", weights, *wanted)
     found = json.loads(done.out)
