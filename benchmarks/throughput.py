@@ -24,8 +24,8 @@ from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.experiment import Experiment, load_experiment
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.paths import path_for
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.profiling import ProfileResult, run_profile
+from tokenmerge_bench.store import UNREDUCED
 from tokenmerge_bench.summary import label
 
 

@@ -19,8 +19,9 @@ from tokenmerge_bench.counting import closed_form, count
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import DEMO_MODEL, LoadedModel, build_model
 from tokenmerge_bench.options import parse_method
-from tokenmerge_bench.points import UNREDUCED, plan
+from tokenmerge_bench.points import plan
 from tokenmerge_bench.reduced_vit import ReducedViT
+from tokenmerge_bench.store import UNREDUCED
 
 DEITS = ("deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224")
 MODELS = (*DEITS, DEMO_MODEL)

@@ -77,7 +77,11 @@ def test_a_sweep_prints_a_table_and_says_where_things_are(sweep: Command, tmp_pa
     assert re.search(r"unreduced .* \d+\.\d\d [|] *\d+\.\d\d to \d+\.\d\d", done.out)
     assert re.search(r"dhtm +[|] *k=6 +[|] *k=6 +[|] *0\.00\d+ [|] *\d+\.\d %", done.out)
     assert re.search(r"random .*\d+\.\d\d ± \d+\.\d\d", done.out)
-    assert lines[-2:] == ["table   out/results.csv", "figure  out/fig1.png (also svg, pdf)"]
+    assert lines[-3:] == [
+        "table   out/results.csv",
+        "figure  out/fig1.png (also svg, pdf)",
+        "next    tmbench report out -o report.html",
+    ]
     for name in ("results.csv", "fig1.png", "fig1.svg", "fig1.pdf", "provenance.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
     table = read_results(tmp_path / "out")

@@ -102,10 +102,11 @@ def test_a_shipped_experiment_copied_and_edited(tmbench: Command, weights: Path,
     done = tmbench("run", "my table.toml", "--weights", weights, "--out", "my results/of today")
     assert (done.code, done.err) == (0, "")
     out = tmp_path / "my results/of today"
-    assert done.out.splitlines()[-3:] == [
+    assert done.out.splitlines()[-4:] == [
         "table   my results/of today/results.csv",
         "table   my results/of today/table1.md (also csv, tex)",
         "table   my results/of today/results_table.md (also csv, tex)",
+        "next    tmbench report 'my results/of today' -o report.html",
     ]
     table = read_results(out)
     assert set(table["experiment"]) == {"my table"}
@@ -682,6 +683,7 @@ def test_the_same_flags_do_the_same(tmbench: Command, weights: Path, tmp_path: P
         (["run", "table1", "table2"], ["unexpected extra argument", "table2"]),
         (["flops", "--limit", "3"], ["--limit", "`tmbench flops --help`"]),
         (["figure", "swept"], ["No such command 'figure'", "`tmbench --help`"]),
+        (["methods"], ["No such command 'methods'", "did you mean `tmbench list methods`?"]),
         (["--only", "fig1", "figures"], ["--only", "`tmbench --help`"]),
         (["list"], ["Missing argument", "datasets", "`tmbench list --help`"]),
         (["list", "method"], ["'method' is not one of 'methods'"]),

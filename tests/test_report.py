@@ -121,9 +121,9 @@ def test_a_tie_is_called_a_tie_and_the_first_that_is_told_apart_is_named(close: 
     assert (
         "dhtm and tome cannot be told from the best at the only budget. Behind: random." in answer(close, "wins").detail
     )
-    assert answer(close, "much").short == "dhtm by 1.00 points, a tie"
+    assert answer(close, "much").short == "Undecided: 1.00 points"
     found = verdict(close)
-    assert (found.winner, found.outcome, found.p) == ("dhtm", "tied with tome", "1")
+    assert (found.winner, found.outcome, found.p) == ("dhtm", "not told apart from tome", "1")
     assert found.leads[0].endswith("over tome")
     assert "30.00 points more than random, the first that is told apart" in answer(close, "much").detail
     assert re.fullmatch(r"\+30\.00 \[\+\d\d\.\d\d, \+\d\d\.\d\d\] over random, p <0\.0001", found.leads[1])
@@ -135,7 +135,8 @@ def test_without_significance_the_number_of_images_that_it_would_take_is_told(
     needed = compare(close_results, "dhtm", "tome").pairs["images_needed"].iloc[0]
     found = answer(close, "significant")
     assert found.short == "No"
-    assert "100 images cannot decide" in found.detail
+    assert "Behind for certain: random at 30 % fewer FLOPs." in found.detail
+    assert "100 images cannot tell the best methods apart here" in found.detail
     assert needed == 783
     assert "If the difference seen is the true one, telling dhtm from tome at 30 % fewer FLOPs" in found.detail
     assert "would take about 780 images" in found.detail
@@ -147,13 +148,14 @@ def test_no_number_of_images_is_told_that_is_not_more_than_there_are(tmp_path: P
     found = told(tmp_path, unreduced(right(90)), *points)
     assert found.pairs is not None
     assert float(column(found.pairs, "images needed")[0]) < 100
-    assert answer(found, "significant").detail == "The best are tied: 100 images cannot decide."
+    assert answer(found, "significant").detail == "100 images cannot tell the best methods apart here."
 
 
 def test_methods_of_equal_accuracy_are_told_so(tmp_path: Path) -> None:
     points = [at(name, "0.7", right(80)) for name in ("dhtm", "tome")]
     found = told(tmp_path, unreduced(right(90)), *points)
     assert answer(found, "much").short == "dhtm and tome are equal"
+    assert (verdict(found).winner, verdict(found).outcome) == ("dhtm and tome", "equally accurate")
     assert "80.00 % of the images right (the unreduced model 90.00 %): just as many as tome" in (
         answer(found, "much").detail
     )
@@ -191,7 +193,7 @@ def test_a_chart_without_methods_has_no_legend_and_a_size(tmp_path: Path) -> Non
 def test_when_everything_is_tied_no_method_is_told_apart(tmp_path: Path) -> None:
     points = [at(name, "0.7", right(80 - number)) for number, name in enumerate(("dhtm", "tome", "random"))]
     found = told(tmp_path, unreduced(right(90)), *points)
-    assert verdict(found).outcome == "tied with all others"
+    assert verdict(found).outcome == "not told apart from all others"
     assert len(verdict(found).leads) == 1
 
 
@@ -293,7 +295,7 @@ def test_the_winners_are_those_that_the_tables_mark() -> None:
     ("speedups", "short"),
     [
         ({"dhtm": [1.3, 1.2]}, "Yes"),
-        ({"dhtm": [1.3, 0.5]}, "Sometimes: dhtm"),
+        ({"dhtm": [1.3, 0.5]}, "Sometimes: 1 of 2 timings"),
         ({"dhtm": [1.05, 0.5]}, "Cannot be told"),
         ({"dhtm": [0.8, 0.5]}, "No, slower"),
     ],
@@ -317,7 +319,7 @@ def test_whether_the_winner_is_faster(tmp_path: Path, speedups: dict[str, list[f
 def test_of_tied_methods_every_ones_speed_is_told(tmp_path: Path) -> None:
     points = [unreduced(right(90)), at("dhtm", "0.7", right(80)), at("tome", "0.7", right(79))]
     found = told(tmp_path, *points, profile=[timed("dhtm", "0.7", 0.5), timed("tome", "0.7", 1.5)])
-    assert answer(found, "faster").short == "Sometimes: tome"
+    assert answer(found, "faster").short == "Sometimes: 1 of 2 timings"
     assert "tome 1.50 [1.35, 1.65] at 0.7, dhtm 0.50 [0.45, 0.55] at 0.7" in answer(found, "faster").detail
 
 

@@ -550,3 +550,10 @@ class TestSeedSpread:
     def test_refuses_no_seed(self) -> None:
         with pytest.raises(ValueError, match="one value per seed"):
             seed_spread([])
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_seeds_with_as_many_hits_differ_by_exactly_nothing(seed: int) -> None:
+    hits = np.random.default_rng(seed).random((3, 30)) < 0.8
+    shuffled = np.random.default_rng(seed + 1).permutation(hits.reshape(-1)).reshape(3, 30)
+    assert paired_difference(hits, shuffled).value == 0

@@ -543,3 +543,12 @@ def test_comparisons_are_rendered_too(kind: Any, tmp_path: Path) -> None:
     below = {"md": "<0.0001", "tex": "$<$0.0001"}[kind]  # 2 / 2^20
     assert below in pairs
     assert render("at", compare(results, "dhtm", "tome").at, kind) == ""
+
+
+def test_a_row_that_an_older_folder_lacks_does_not_hide_the_trained_one(tmp_path: Path) -> None:
+    """Older sweeps recorded a method without weights as missing, off the shelf and at no budget."""
+    trained = [point(name, "0.7", 0.7, right(hits), trained="yes") for name, hits in (("sit", 60), ("tome", 80))]
+    table = table2(made(tmp_path / "old", unreduced(right(90)), nothing("sit", "", "missing", "no weights"), *trained))
+    sit = table[table["method"] == "sit"]
+    assert sit["top1"].tolist() == [60.0]
+    assert not sit["best"].any()

@@ -126,7 +126,8 @@ class HardAssignment(Assignment):
         prefix, path = x.shape[1] - self.n_in, self._path(x)
         if path != "torch" and self.picks is None:
             patches = x[:, prefix:]
-            if values.data_ptr() == patches.data_ptr() and values.stride() == patches.stride():
+            same_memory = values.data_ptr() == patches.data_ptr() and values.stride() == patches.stride()
+            if same_memory and values.requires_grad == patches.requires_grad:  # or the method has cut its gradients
                 return self._merge_fast(x, path)
         return super().merge_sequence(x, values)
 

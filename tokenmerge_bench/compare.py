@@ -32,6 +32,8 @@ from tokenmerge_bench.store import UNREDUCED
 
 ALPHA = 0.05
 """What a p-value, adjusted for the number of tests in its table, must stay below to decide."""
+ROUNDED = 9
+"""Decimals of an accuracy in percent that are not rounding."""
 EQUAL_FLOPS = 0.01
 """By how much GFLOPs may differ, as a fraction of the smaller, to be called the same."""
 TRAINED = " (trained)"
@@ -39,12 +41,13 @@ TRAINED = " (trained)"
 Setting = dict[Any, Any]
 """A row of `Results.summary`."""
 PAIRS_CAPTION = (
-    "{a} less {b} on the same {images} images of {dataset}: top-1 in percent, differences in percentage points with "
+    "{a} minus {b} on the same {images} images of {dataset}: top-1 in percent, differences in percentage points with "
     "95 % intervals (Bonett and Price). p is that of the exact paired test (McNemar's with one seed), adjusted by Holm "
-    "over the table; images needed would show a difference of this size with 80 % power by an unadjusted test at 5 %."
+    "over the table (in a report, over all its pairs); images needed would show a difference of this size with 80 % "
+    "power by an unadjusted test at 5 %."
 )
 CURVES_CAPTION = (
-    "{a} less {b}, mean over the FLOPs that both cover, in percentage points with 95 % intervals (paired bootstrap), "
+    "{a} minus {b}, mean over the FLOPs that both cover, in percentage points with 95 % intervals (paired bootstrap), "
     "on the same {images} images of {dataset}."
 )
 AT_CAPTION = (
@@ -55,7 +58,7 @@ AT_CAPTION = (
 
 @dataclass(frozen=True)
 class Paired:
-    """Setting A less setting B on the same images: `difference` with its 95 % interval in percentage points, the
+    """Setting A minus setting B on the same images: `difference` with its 95 % interval in percentage points, the
     (mean) number of images that only one of the two gets right, and the p-value of the paired test; `p_adjusted` is
     corrected (Holm) over all comparisons that were made together.
 
@@ -113,6 +116,11 @@ def paired_hits(hits_a: Hits, hits_b: Hits) -> Paired:
 def _points(interval: Interval) -> Interval:
     """A fraction as percentage points."""
     return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
+
+
+def equally_accurate(a: float, b: float) -> bool:
+    """Whether two accuracies in percent are the same but for rounding: means over seeds are sums in some order."""
+    return round(a, ROUNDED) == round(b, ROUNDED)
 
 
 def adjusted(p: Sequence[float]) -> npt.NDArray[np.float64]:

@@ -12,8 +12,10 @@ import pandas as pd
 from tokenmerge_bench.compare import (
     ALPHA,
     EQUAL_FLOPS,
+    ROUNDED,
     Paired,
     Setting,
+    equally_accurate,
     interval_columns,
     pairwise,
     shown_name,
@@ -65,7 +67,7 @@ class Contest:
     @cached_property
     def equals(self) -> list[Setting]:
         """The best and all of the same accuracy."""
-        return [setting for setting in self.settings if setting["top1"] == self.best["top1"]]
+        return [setting for setting in self.settings if equally_accurate(setting["top1"], self.best["top1"])]
 
     @cached_property
     def leaders(self) -> list[Setting]:
@@ -113,7 +115,7 @@ def contests(results: Results, among: Sequence[Setting] | None = None) -> list[C
             key = setting["model"], setting["trained"] == "yes", setting["budget"]
             groups.setdefault(key, []).append(setting)
     found = [_contest(*key, group) for key, group in groups.items()]
-    models = list(dict.fromkeys(contest.model for contest in found))
+    models = list(dict.fromkeys(setting["model"] for setting in results.settings))
     found.sort(key=lambda contest: (models.index(contest.model), contest.trained, -contest.best["gflops"]))
     comparable = [contest for contest in found if len(contest.settings) > 1 and contest.apart <= EQUAL_FLOPS]
     tests = iter(pairwise([results.hits(*contest.settings) for contest in comparable]))
@@ -121,7 +123,7 @@ def contests(results: Results, among: Sequence[Setting] | None = None) -> list[C
 
 
 def _contest(model: str, trained: bool, budget: str, group: Sequence[Setting]) -> Contest:
-    ranking = sorted(group, key=lambda setting: -setting["top1"])
+    ranking = sorted(group, key=lambda setting: -round(setting["top1"], ROUNDED))
     return Contest(model, trained, budget, tuple(ranking), spread(setting["gflops"] for setting in group))
 
 

@@ -28,10 +28,10 @@ from tokenmerge_bench.hardware import open_device as open_device
 from tokenmerge_bench.models import mismatch
 from tokenmerge_bench.modes import compiling
 from tokenmerge_bench.pieces import Halves, State, pieces_of
-from tokenmerge_bench.points import UNREDUCED, Point
+from tokenmerge_bench.points import Point
 from tokenmerge_bench.reduced_vit import ReducedViT
 from tokenmerge_bench.replays import Replays
-from tokenmerge_bench.store import BatchOutcomes, PointOutcomes
+from tokenmerge_bench.store import UNREDUCED, BatchOutcomes, PointOutcomes
 from tokenmerge_bench.trie import Tree, Trouble, is_out_of_memory, reason
 from tokenmerge_bench.verdicts import judge as judge
 from tokenmerge_bench.verdicts import verdict

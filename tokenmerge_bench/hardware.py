@@ -58,6 +58,8 @@ def open_device(name: str) -> torch.device:
         raise InputError(f"--device {name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices.")
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {name} is not supported; write cpu or cuda.")
+    if device.index is not None:
+        torch.cuda.set_device(device)  # Triton launches its kernels on the current one
     return device
 
 

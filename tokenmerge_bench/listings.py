@@ -19,10 +19,10 @@ from tokenmerge_bench.experiment import Experiment, load_experiment, shipped
 from tokenmerge_bench.models import DEMO_MODEL, build_model, list_models
 from tokenmerge_bench.names import method_options
 from tokenmerge_bench.options import layers_text
-from tokenmerge_bench.points import UNREDUCED
 from tokenmerge_bench.recipe import purpose, read_recipe, shipped_recipes
 from tokenmerge_bench.registry import list_methods
 from tokenmerge_bench.sheets import Column, Sheet
+from tokenmerge_bench.store import UNREDUCED
 from tokenmerge_bench.summary import label
 
 Rows = list[dict[str, Any]]

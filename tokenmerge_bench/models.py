@@ -316,7 +316,7 @@ def _silent_retries() -> Iterator[None]:
 
 def _first_cause(error: BaseException) -> BaseException:
     """What an error began with: of a download that failed, what the network said."""
-    while earlier := error.__cause__ or error.__context__:
+    while earlier := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
         error = earlier
     return error
 

@@ -13,7 +13,7 @@ from tokenmerge_bench.checkpoints import Checkpoint
 from tokenmerge_bench.errors import InputError
 from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.options import MethodSpec, all_options
-from tokenmerge_bench.store import UNREDUCED as UNREDUCED
+from tokenmerge_bench.store import UNREDUCED
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from tokenmerge_bench.durations import paired_ratio, quartiles
-from tokenmerge_bench.points import UNREDUCED, Point
+from tokenmerge_bench.points import Point
 from tokenmerge_bench.rivals import Group, free_rival, rival
+from tokenmerge_bench.store import UNREDUCED
 from tokenmerge_bench.timing import Samples
 
 

@@ -21,10 +21,11 @@ from tokenmerge_bench.batch_sizes import MAXIMUM
 from tokenmerge_bench.engine import attached
 from tokenmerge_bench.models import LoadedModel
 from tokenmerge_bench.modes import Mode
-from tokenmerge_bench.points import UNREDUCED, Point
+from tokenmerge_bench.points import Point
 from tokenmerge_bench.reduced_vit import ReducedViT, image_shape
 from tokenmerge_bench.reducers import TokenReducer
 from tokenmerge_bench.schedule import Schedule
+from tokenmerge_bench.store import UNREDUCED
 from tokenmerge_bench.tokens import Tokens
 
 

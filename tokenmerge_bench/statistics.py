@@ -127,7 +127,8 @@ def paired_difference(hits_a: Hits, hits_b: Hits, level: float = 0.95) -> Interv
     widened = np.append(difference, _ONE_EACH)
     margin = ndtri((1 + level) / 2) * widened.std() / math.sqrt(len(widened))
     centre = widened.mean()
-    return Interval(float(difference.mean()), float(max(centre - margin, -1)), float(min(centre + margin, 1)))
+    value = _mean_difference(hits_a, hits_b)
+    return Interval(value, float(max(centre - margin, -1)), float(min(centre + margin, 1)))
 
 
 def paired_bootstrap(hits_a: Hits, hits_b: Hits, level: float = 0.95, resamples: int = 9999, seed: int = 0) -> Interval:
@@ -149,7 +150,7 @@ def paired_bootstrap(hits_a: Hits, hits_b: Hits, level: float = 0.95, resamples:
     """
     difference = _difference(hits_a, hits_b)
     means = _resampled_means(np.append(difference, _ONE_EACH)[None], resamples, seed)
-    return _percentiles(float(difference.mean()), means[0], level)
+    return _percentiles(_mean_difference(hits_a, hits_b), means[0], level)
 
 
 def images_needed(hits_a: Hits, hits_b: Hits, power: float = 0.8, level: float = 0.95) -> int | None:
@@ -373,6 +374,7 @@ def _heads(tosses: int) -> Floats:
     makes tens of thousands of images with several seeds fast."""
     cut = binom.ppf(1e-60, tosses, 0.5)
     chances: Floats = binom.pmf(np.arange(cut, tosses - cut + 1), tosses, 0.5)
+    chances.flags.writeable = False  # the cache hands out the same array again
     return chances
 
 
@@ -381,6 +383,12 @@ def _difference(hits_a: Hits, hits_b: Hits) -> Floats:
     a, b = _pair(hits_a, hits_b)
     difference: Floats = a.mean(axis=0) - b.mean(axis=0)
     return difference
+
+
+def _mean_difference(hits_a: Hits, hits_b: Hits) -> float:
+    """Its mean over the images, from whole numbers, so that as many hits differ by exactly 0."""
+    a, b = _pair(hits_a, hits_b)
+    return float((a.sum() * len(b) - b.sum() * len(a)) / (len(a) * len(b) * a.shape[1]))
 
 
 def _curve(gflops: Numbers, hits: Sequence[Hits] | Hits) -> tuple[Floats, Floats]:

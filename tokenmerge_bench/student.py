@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
+from timm.layers import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -78,10 +79,11 @@ class Student(nn.Module):
 
     def compile_halves(self) -> None:
         """From now on the forward pass runs compiled halves of blocks, and what lies between them eagerly."""
-        for block in cast(VisionTransformer, self.backbone).blocks:
-            device = next(block.parameters()).device
-            for name in ("drop_path1", "drop_path2"):
-                setattr(block, name, _DropPath(getattr(getattr(block, name), "drop_prob", 0.0)).to(device))
+        if any(isinstance(module, DropPath) for module in self.backbone.modules()):
+            for block in cast(VisionTransformer, self.backbone).blocks:
+                device = next(block.parameters()).device
+                for name in ("drop_path1", "drop_path2"):
+                    setattr(block, name, _DropPath(getattr(getattr(block, name), "drop_prob", 0.0)).to(device))
         self._pieces = pieces_of(self.network, Halves(compiled=True))
 
     def no_weight_decay(self) -> set[str]:

@@ -36,12 +36,12 @@ from tokenmerge_bench.hardware import Hardware, open_hardware
 from tokenmerge_bench.jobs import Job, Loader
 from tokenmerge_bench.options import MethodSpec
 from tokenmerge_bench.paths import path_for
-from tokenmerge_bench.points import UNREDUCED, Point
+from tokenmerge_bench.points import Point
 from tokenmerge_bench.provenance import device_name, provenance, version
 from tokenmerge_bench.reduced_vit import geometry
 from tokenmerge_bench.standings import Standings
 from tokenmerge_bench.statistics import wilson_interval
-from tokenmerge_bench.store import BatchOutcomes, ResultFolder, write_bytes, write_text
+from tokenmerge_bench.store import UNREDUCED, BatchOutcomes, ResultFolder, write_bytes, write_text
 from tokenmerge_bench.trained import model_of, nothing_shipped
 from tokenmerge_bench.trie import reason
 

@@ -18,6 +18,7 @@ from tokenmerge_bench.compare import (
     ALPHA,
     Setting,
     adjusted,
+    equally_accurate,
     interval_columns,
     paired,
     shown_name,
@@ -184,7 +185,7 @@ def _table2_rows(model: str, measured: list[Setting]) -> Iterable[tuple[Row, pd.
         for _, numbers in here.iterrows():
             kin = [row for row in rest if row["method"] == numbers["method"] and trained == "yes"]
             same = [row for row in rest if row["label"] == numbers["method"]] or kin
-            setting = (same or [ABSENT])[0]
+            setting = min(same, key=lambda row: row["status"] != "ok", default=ABSENT)
             name = setting.get("label", numbers["method"])
             rest = [row for row in rest if row["label"] != name]
             yield {"trained": trained, "method": name}, numbers, setting
@@ -241,7 +242,8 @@ def _mark_highest(rows: list[Row]) -> None:
     for positions in _grouped([row["model"] for row in rows]):
         measured = [rows[i]["top1"] for i in positions if rows[i]["k"] and rows[i]["status"] == "ok"]
         for i in positions:
-            rows[i]["best"] = bool(rows[i]["k"]) and len(measured) > 1 and rows[i]["top1"] == max(measured)
+            contested = bool(rows[i]["k"]) and len(measured) > 1
+            rows[i]["best"] = contested and equally_accurate(rows[i]["top1"], max(measured))
 
 
 def _mark(rows: list[Row], settings: Sequence[Setting], found: Sequence[Contest]) -> None:

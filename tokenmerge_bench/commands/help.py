@@ -10,12 +10,14 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from tokenmerge_bench.commands.examples import EXAMPLES, Example
+from tokenmerge_bench.commands.listing import Listing
 from tokenmerge_bench.flags import OUTPUT, PANELS
 from tokenmerge_bench.terminal import decorated, stdout
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+LISTED = {listing.value for listing in Listing}
 COMMAND = "cyan"
 """The style of what is to be typed, which no terminal may break."""
 
@@ -81,6 +83,12 @@ class Command(_Helpful, TyperCommand):
 
 class Program(_Helpful, TyperGroup):
     """The program, whose help ends with examples."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Also says where what can be listed is, to who takes it for a command."""
+        if args and args[0] in LISTED:
+            ctx.fail(f"No such command '{args[0]}'; did you mean `tmbench list {args[0]}`?")
+        return super().resolve_command(ctx, args)
 
 
 def _lines(examples: list[Example]) -> Iterator[Text]:

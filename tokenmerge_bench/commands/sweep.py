@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -107,6 +108,7 @@ def run_experiment(
         if not quiet:
             typer.echo(f"table   {ran.files[0]}")
             tell(paths, {})
+            typer.echo(f"next    {shlex.join(['tmbench', 'report', str(result.path), '-o', 'report.html'])}")
         complain(left_out.values())
     return ran
 

@@ -215,7 +215,7 @@ def _(q: Tensor, *others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _WithGradients(torch.autograd.Function):
-    """`sized_attention` with gradients of q, k and v."""
+    """`sized_attention` with gradients of q, k and v, which have no gradients in turn."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, sizes: Tensor) -> Tensor:

@@ -104,11 +104,14 @@ def _gradient_kernel(
     label = tl.load(labels + member, mask=is_member, other=0).to(tl.int32)
     weight = tl.load(weights + member, mask=is_member, other=1.0)
     total = tl.load(sums + image * m + label, mask=is_member, other=1.0)
-    share = tl.where(is_member, weight / (total + eps), 1.0)
+    precise = weights.dtype.element_ty
+    total = total.to(precise) + eps
+    share = tl.div_rn(weight, total) if precise == tl.float32 else weight / total
+    share = tl.where(is_member, share, 1.0)
     became = tl.where(is_prefix, rows, prefix + label)
     inside = (is_prefix | is_member)[:, None] & (channels < c)[None, :]
     at = image * (prefix + m) * c + became[:, None] * c + channels[None, :]
-    values = tl.load(upstream + at, mask=inside, other=0.0).to(weights.dtype.element_ty)
+    values = tl.load(upstream + at, mask=inside, other=0.0).to(precise)
     at = image * (prefix + n) * c + rows[:, None] * c + channels[None, :]
     tl.store(out + at, (share[:, None] * values).to(out.dtype.element_ty), mask=inside)
 
@@ -161,7 +164,7 @@ def merge(
 
 
 class _WithGradients(torch.autograd.Function):
-    """`merge` with gradients of x; the weights have none."""
+    """`merge` with gradients of x, which have none in turn; the weights have none."""
 
     @staticmethod
     def forward(
@@ -195,7 +198,10 @@ def differentiable_merge(
     sorted_tokens: tuple[Int[Tensor, "B N"], Int[Tensor, "B bounds"], Float[Tensor, "B M"]],
     eps: float = 0.0,
 ) -> Float[Tensor, "B S C"]:
-    """See `merge`; gradients flow to `x`. `sorted_tokens` are what `members` gives for the labels and the weights."""
+    """See `merge`; gradients flow to `x`. `sorted_tokens` are what `members` gives for the labels and the weights.
+
+    Gradients are as precise as the sums there, which are float32 where the weights were, whatever `x` is.
+    """
     order, starts, sums = sorted_tokens
     if torch.is_grad_enabled() and x.requires_grad:
         return cast(Tensor, _WithGradients.apply(x, weights, labels, order, starts, sums, eps))

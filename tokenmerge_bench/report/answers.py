@@ -1,6 +1,7 @@
 """The verdict in plain words: which method wins, by how much, whether that is significant, and whether it is faster.
 
-"In front" is the word for the highest accuracy at a budget and for all that a paired test cannot tell from it.
+"In front" is the word for the highest accuracy at a budget and for all that a paired test cannot tell from it, which
+are not told apart: that is less than to be equal.
 """
 
 from __future__ import annotations
@@ -195,15 +196,19 @@ def _why_not(track: Track) -> str:
 def _margin(track: Track) -> Answer:
     """At the strongest budget at which the champion wins, or the strongest at all."""
     contest = next((won for won in reversed(track.decidable) if track.won_by_champion(won)), track.strongest)
+    if not track.alone and track.decidable:  # then the widest lead there is
+        contest = max(track.decidable, key=lambda tied: 0.0 if tied.next is None else tied.next.difference.value)
     best, pair = contest.best, contest.next
     kept = f"At {budget_words(contest)} {shown_name(best)} gets {best['top1']:.2f} % of the images right"
     kept += "" if track.unreduced is None else f" (the unreduced model {track.unreduced['top1']:.2f} %)"
     name = shown_name(best)
     if pair is None:
         return Answer(track.where, f"{name}: {_change(best, track.unreduced)}", f"{kept}.")
-    short = f"{name} by {pair.difference.value:.2f} points{'' if pair.decided else ', a tie'}"
-    if pair.difference.value == 0:
+    short = f"{name} by {pair.difference.value:.2f} points"
+    if not track.alone and pair.difference.value == 0:
         short = f"{name} and {shown_name(pair.behind)} are equal"
+    elif not track.alone:
+        short = f"Undecided: {pair.difference.value:.2f} points{' at most' if len(track.decidable) > 1 else ''}"
     beyond = contest.beyond
     leads = [_lead(pair, "the next"), *([_lead(beyond, "the first that is told apart")] if beyond else [])]
     others = " Other budgets: see the table." if len(track.contests) > 1 else ""
@@ -237,8 +242,9 @@ def _significance(track: Track) -> Answer:
     if won:
         detail += f"One method is ahead of all others at {listed([budget_words(contest) for contest in won])}. "
     if len(won) < total:
-        where = "At the others the" if won else "Everywhere the" if total > 1 else "The"
-        detail += f"{where} best are tied: {images:,} images cannot decide. "
+        where = "at the others" if won else "at any budget" if total > 1 else "here"
+        detail += f"{images:,} images cannot tell the best methods apart {where}. "
+        detail += _decided(track)
     # A single test may need fewer images than there are, where the correction for many pairs leaves a tie.
     if not pair.decided and pair.found.images_needed is not None and pair.found.images_needed > images:
         detail += (
@@ -246,6 +252,16 @@ def _significance(track: Track) -> Answer:
             f"at {budget_words(track.strongest)} would take about {_rounded(pair.found.images_needed):,} images. "
         )
     return Answer(track.where, short, detail.strip())
+
+
+def _decided(track: Track) -> str:
+    """Who is behind the best for certain, where the best are not told apart."""
+    found = [
+        f"{listed([shown_name(row) for row in rows])} at {budget_words(contest)}"
+        for contest in track.decidable
+        if len(contest.leaders) > 1 and (rows := [row for row in contest.settings if row not in contest.leaders])
+    ]
+    return f"Behind for certain: {'; '.join(found)}. " if found else ""
 
 
 def _rounded(count: int) -> int:
@@ -265,18 +281,18 @@ def _speed(track: Track, timings: Timings) -> Answer:
     for setting, timing in sorted(timed, key=lambda pair: -pair[1].speedup.value):
         if timing.way == way:
             fastest.setdefault(shown_name(setting), (setting, timing))
-    found = {name: timing.verdict for name, (_, timing) in fastest.items()}
-    faster = [name for name, verdict in found.items() if verdict == "faster"]
-    if not faster:
-        short = "No, slower" if set(found.values()) == {"slower"} else "Cannot be told"
-    elif all(timing.verdict == "faster" for timing in ranked):
+    found = Counter(timing.verdict for timing in ranked)
+    if not found["faster"]:
+        short = "No, slower" if not found["not told apart"] else "Cannot be told"
+    elif found["faster"] == len(ranked):
         short = "Yes"
     else:
-        short = f"Sometimes: {listed(faster)}"
+        short = f"Sometimes: {found['faster']} of {len(ranked)} timings"
     times = [f"{name} {interval_words(timing.speedup)} at {held['budget']}" for name, (held, timing) in fastest.items()]
     detail = f"Times as fast as the unreduced model (above 1 is faster) on {ranked[0].place}: {', '.join(times)}."
     if slowest.way != way:
-        detail += f" Down to {interval_words(slowest.speedup)} on {slowest.place}."
+        name = next(shown_name(setting) for setting, timing in timed if timing is slowest)
+        detail += f" The slowest is {name}, {interval_words(slowest.speedup)} on {slowest.place}."
     return Answer(track.where, short, detail)
 
 
@@ -298,7 +314,7 @@ def _verdict(track: Track, contest: Contest, losses: dict[tuple[str, str, str], 
     return Verdict(
         where=track.where,
         budget=budget_words(contest),
-        winner=shown_name(best),
+        winner=listed([shown_name(setting) for setting in contest.equals]),
         outcome=_outcome(contest),
         top1=f"{best['top1']:.2f} %",
         loss="" if loss is None else interval_words(loss),
@@ -319,10 +335,13 @@ def _speeds(held: Sequence[Timing]) -> list[str]:
 def _outcome(contest: Contest) -> str:
     if not contest.pairs:
         return "alone here" if len(contest.settings) == 1 else f"not ranked: FLOPs {100 * contest.apart:.1f} % apart"
-    tied = [shown_name(leader) for leader in contest.leaders[1:]]
-    if not tied:
-        return "wins"
-    return "tied with all others" if len(tied) == len(contest.settings) - 1 > 1 else f"tied with {listed(tied)}"
+    others = [shown_name(leader) for leader in contest.leaders if leader not in contest.equals]
+    equal = "equally accurate" if len(contest.equals) > 1 else ""
+    if not others:
+        return equal or "wins"
+    all_others = len(contest.leaders) == len(contest.settings) > 2
+    unsure = f"not told apart from {'all others' if all_others else listed(others)}"
+    return f"{equal}; {unsure}" if equal else unsure
 
 
 def _leads(contest: Contest) -> list[str]:

@@ -51,8 +51,10 @@ def _over_flops(
     shift = APART * placed["shift"] * (max(costs) - min(costs))
     settings = settings.assign(x=settings["x"] + shift, curve=~placed["alone"], band=~placed["alone"])
     published = _published(results, model)
-    caption = "Higher is more accurate, further left is cheaper. Bands and bars are 95 % intervals; "
-    caption += f"{_star(others)}, the dotted line{'s their accuracies' if len(others) > 1 else ' its accuracy'}."
+    caption = "Higher is more accurate, further left is cheaper. Bands, or bars of single settings, are 95 % intervals"
+    if others:
+        caption += f"; {_star(others)}, the dotted line{'s their accuracies' if len(others) > 1 else ' its accuracy'}"
+    caption += "."
     if (settings["trained"] == "yes").any():
         caption += " Curves of trained methods are dashed."
     if shift.any():
@@ -80,11 +82,12 @@ def _over_time(
     settings = _frame([{**_described(row, losses), **_time(row, timing)} for row, timing in timed])
     settings = settings.assign(curve=settings.groupby("method")["method"].transform("size") > 1)
     unreduced = _frame([{**_described(row, losses), "x": 100.0} for row in others])
+    star = f"; {_star(others)}" if others else ""
     return Plot(
         model,
         f"measured time: {way}",
         "time per image, % of the unreduced model's",
-        f"Higher is more accurate, further left is faster; right of 100 % is slower than unreduced; {_star(others)}. "
+        f"Higher is more accurate, further left is faster; right of 100 % is slower than unreduced{star}. "
         "Bars are 95 % intervals.",
         settings,
         _frame([]),
