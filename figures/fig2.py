@@ -51,7 +51,8 @@ def draw(results: Results, labels: Sequence[str] = (), images: int = 3) -> Figur
         axes = figure.subplots(len(rows), columns, squeeze=False)
         for line, (run, number, example) in zip(axes, rows, strict=True):
             draw_sequence(line, example, titled=number == 0)
-            line[0].set_ylabel(f"{label(run['method'], run['options'])}\n{short_knob(run['knob'])}")
+            knob = merges.wrapped(short_knob(run["knob"]).replace("/", "/ "), side)
+            line[0].set_ylabel("\n".join([label(run["method"], run["options"]), *knob]).replace("/ ", "/"))
         figure.suptitle(f"{settings[0]['model']} on {results.dataset}", x=0.01, horizontalalignment="left")
     return figure
 
