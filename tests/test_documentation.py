@@ -14,10 +14,11 @@ parsed as well. So that all of it takes seconds:
   image in three rounds;
 * a results folder that a page before made by the same command is copied, and the command goes on from there;
 * a method's budget on a model is solved once, and MACs are those of the closed form, without a traced forward pass;
-* tables and figures at the end of a sweep or profile are named and not made; `tmbench tables` makes them, and
-  `tmbench figures` as SVG alone;
-* the JavaScript that draws the charts of a report is bundled once, and PNGs are coarse;
-* `timm.create_model(pretrained=True)` gives random weights, as there is no network.
+* tables and figures at the end of a sweep, profile or audit are named and not made; `tmbench tables` makes them, and
+  `tmbench figures` as SVG alone; `--limit` draws one image where it is given to `tmbench show`;
+* the JavaScript that draws the charts of a report is bundled once, and pictures of pixels are coarse;
+* `timm.create_model(pretrained=True)` gives random weights, as there is no network, and without it what memory holds: such
+  a network is counted, or gets the weights of a file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -66,7 +67,7 @@ from tokenmerge_bench.models import build_model
 from tokenmerge_bench.options import layers_text
 from tokenmerge_bench.recipe import read_recipe
 from tokenmerge_bench.registry import load_plugin
-from tokenmerge_bench.report import charts
+from tokenmerge_bench.report import charts, gallery
 from tokenmerge_bench.timing import Stopwatch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,6 +85,7 @@ SHORTER = {
     "profile": {"--seconds": "0", "--batch-sizes": "1"},
     "figures": {"--formats": "svg"},
 }
+IF_GIVEN = {"show": {"--limit": "1"}}
 OTHER_PROGRAMS = {"python", "python3", ".venv/bin/pip", "pip", "source"}
 """Programs that pages name beside `tmbench`, in blocks that are not run."""
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -169,8 +171,10 @@ def parse_arguments(arguments: list[str]) -> None:
         read_recipe(recipe)
 
 
-def products_named(_: Any, names: list[str], folder: Path) -> tuple[list[Path], dict[str, str]]:
-    return [folder / f"{name}.svg" for name in names], {}
+def products_named(
+    _: Any, names: list[str], folder: Path, formats: Sequence[str] = ("svg",)
+) -> tuple[list[Path], dict[str, str]]:
+    return [folder / f"{name}.{form}" for name in names for form in formats], {}
 
 
 class Shell:
@@ -188,6 +192,8 @@ class Shell:
         key = tuple(arguments)
         for flag, value in SHORTER.get(arguments[0], {}).items():
             arguments += [flag, value]  # of a flag that is given twice the last counts
+        for flag, value in IF_GIVEN.get(arguments[0], {}).items():
+            arguments += [flag, value] if flag in arguments else []
         out = folder / arguments[arguments.index("--out") + 1] if "--out" in arguments else None
         if out is not None and key in self.made and not out.exists():
             shutil.copytree(self.made[key], out)
@@ -213,7 +219,7 @@ def quickly() -> Iterator[None]:
     solved: dict[Any, Solution] = {}
 
     def create_without_weights(name: str, pretrained: bool = False, **given: Any) -> Any:
-        return create(name, **given)
+        return create(name, **given) if pretrained else create(name, weight_init="skip", **given)
 
     def solve_once(solver: Solver, spec: MethodSpec, budget: Budget) -> Solution:
         key = (solver.shape, solver.unreduced, spec.code, spec.label, budget)
@@ -228,7 +234,9 @@ def quickly() -> Iterator[None]:
         patch.setattr(timm, "create_model", create_without_weights)
         patch.setattr(Solver, "solve", solve_once)
         patch.setattr("tokenmerge_bench.counting.traced", closed_form_alone)
+        patch.setattr("tokenmerge_bench.audit_products.make", products_named)
         patch.setattr(charts, "runtime", cache(charts.runtime))
+        patch.setattr(gallery, "DPI", 40)
         patch.setattr(Stopwatch, "rounds", 3)
         patch.setitem(style._SETTINGS, "savefig.dpi", 60)
         patch.setattr("tokenmerge_bench.commands.profile.speed", lambda _, folder: ([folder / "speed.svg"], {}))
