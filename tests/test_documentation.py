@@ -17,8 +17,8 @@ parsed as well. So that all of it takes seconds:
 * tables and figures at the end of a sweep, profile or audit are named and not made; `tmbench tables` makes them, and
   `tmbench figures` as SVG alone; `--limit` draws one image where it is given to `tmbench show`;
 * the JavaScript that draws the charts of a report is bundled once, and pictures of pixels are coarse;
-* `timm.create_model(pretrained=True)` gives random weights, as there is no network, and without it what memory holds: such
-  a network is counted, or gets the weights of a file.
+* `timm.create_model(pretrained=True)` gives random weights, as there is no network, and without it what memory holds:
+  such a network is counted, or gets the weights of a file.
 """
 
 from __future__ import annotations
