@@ -724,4 +724,7 @@ def test_cuda_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="--device cuda:2 does not exist; this machine has 2 CUDA devices"):
         open_device("cuda:2")
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     assert open_device("cuda:1").index == 1
+    assert chosen == [torch.device("cuda:1")]

@@ -87,7 +87,5 @@ def open_team(device: str) -> Team:
         raise InputError(f"--device {device} is one GPU for {size} processes; under torchrun write --device cuda.")
     local = int(os.environ.get("LOCAL_RANK", "0"))
     own = open_device(f"cuda:{local}" if device == "cuda" else device)
-    if own.type == "cuda":
-        torch.cuda.set_device(own)
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     return Team(own, rank, size)

@@ -47,7 +47,7 @@ class Hardware:
 
 
 def open_device(name: str) -> torch.device:
-    """A device by name; InputError if it is none or is not there."""
+    """A device by name, which becomes CUDA's current one; InputError if it is none or is not there."""
     try:
         device = torch.device(name)
     except RuntimeError:
