@@ -15,7 +15,6 @@ import pandas as pd
 import pytest
 import torch
 from commands import Command, Done, assert_refused
-from slow import slow
 from sweeping import TINY, TINY_RGB, contents, lasting
 
 from tokenmerge_bench.display import SilentReporter
@@ -454,7 +453,6 @@ def test_flops_counts_and_shows_what_is_out_of_reach(tmbench: Command) -> None:
 # --- as it is really called -------------------------------------------------------------------------------------------
 
 
-@slow
 def test_the_real_command_in_a_pipe(weights: Path, tmp_path: Path) -> None:
     """A plugin registers the tiny model too; nothing but the table comes out, on stdout, without colours."""
     (tmp_path / "mine.py").write_text("import sweeping\n" + PLUGIN.format(name="mine", body="pass"))
@@ -474,5 +472,8 @@ def test_the_real_command_in_a_pipe(weights: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "\x1b" not in done.stdout
     assert "evaluating" not in done.stdout
-    assert done.stdout.splitlines()[-1] == "figure  out/fig1.png (also svg, pdf)"
+    assert done.stdout.splitlines()[-2:] == [
+        "figure  out/fig1.png (also svg, pdf)",
+        "next    tmbench report out -o report.html",
+    ]
     assert read_results(tmp_path / "out")["method"].tolist() == ["none", "mine"]

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from slow import slow
 from sweeping import TINY, TINY_BRIGHT, Recorder, contents, experiment, lasting, run, save_random_weights
 
 from tokenmerge_bench.budgets import Budget
@@ -453,7 +452,6 @@ print(*graphs)
 """
 
 
-@slow
 def test_the_same_compiled_code_serves_all_blocks_token_counts_and_points() -> None:
     """In a process of its own: the type checks of these tests cannot be compiled."""
     here = str(Path(__file__).parent)
