@@ -213,6 +213,18 @@ def test_a_winner_at_some_budgets_and_another_at_others(tmp_path: Path) -> None:
     assert answer(found, "significant").short == "Yes"
 
 
+def test_a_lead_that_is_not_decided_is_not_told_as_one(tmp_path: Path) -> None:
+    found = told(
+        tmp_path,
+        unreduced(right(90)),
+        *(at(name, "0.7", right(hits)) for name, hits in (("dhtm", 80), ("tome", 79), ("lotm", 50))),
+        *(at(name, "0.6", right(hits)) for name, hits in (("dhtm", 50), ("tome", 51), ("lotm", 80))),
+        *(at(name, "0.5", right(hits)) for name, hits in (("dhtm", 70), ("tome", 69), ("lotm", 40))),
+    )
+    assert answer(found, "wins").short == "It depends on the budget"
+    assert answer(found, "much").short == "dhtm by 1.00 points, undecided"
+
+
 def test_a_winner_that_is_tied_at_one_of_its_budgets(tmp_path: Path) -> None:
     found = told(
         tmp_path,

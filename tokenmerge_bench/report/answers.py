@@ -204,11 +204,15 @@ def _margin(track: Track) -> Answer:
     name = shown_name(best)
     if pair is None:
         return Answer(track.where, f"{name}: {_change(best, track.unreduced)}", f"{kept}.")
-    short = f"{name} by {pair.difference.value:.2f} points"
-    if not track.alone and pair.difference.value == 0:
+    points = f"{pair.difference.value:.2f} points"
+    if pair.difference.value == 0:
         short = f"{name} and {shown_name(pair.behind)} are equal"
-    elif not track.alone:
-        short = f"Undecided: {pair.difference.value:.2f} points{' at most' if len(track.decidable) > 1 else ''}"
+    elif pair.decided:
+        short = f"{name} by {points}"
+    elif track.alone:
+        short = f"{name} by {points}, undecided"
+    else:
+        short = f"Undecided: {points}{' at most' if len(track.decidable) > 1 else ''}"
     beyond = contest.beyond
     leads = [_lead(pair, "the next"), *([_lead(beyond, "the first that is told apart")] if beyond else [])]
     others = " Other budgets: see the table." if len(track.contests) > 1 else ""
