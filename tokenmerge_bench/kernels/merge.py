@@ -154,13 +154,19 @@ def merge(
         x = x.contiguous()
     out = torch.empty((batch, prefix + m, c), dtype=x.dtype, device=x.device)
     if batch:
-        width, rows = min(256, triton.next_power_of_2(c)), 4
-        grid = (batch, triton.cdiv(prefix + m, rows), triton.cdiv(c, width))
+        grid, tile = _tiles(out)
         _merge_kernel[grid](
-            x, weights.contiguous(), order, starts, out, prefix, n, m, c, eps, x.stride(0), x.stride(1),
-            ROWS=rows, WIDTH=width, num_warps=1,
-        )  # fmt: skip
+            x, weights.contiguous(), order, starts, out, prefix, n, m, c, eps, x.stride(0), x.stride(1), **tile
+        )
     return out
+
+
+def _tiles(out: Float[Tensor, "B L C"]) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """Programs that write a sequence, and how much of it each writes."""
+    batch, length, c = out.shape
+    width, rows = min(256, triton.next_power_of_2(c)), 4
+    grid = batch, triton.cdiv(length, rows), triton.cdiv(c, width)
+    return grid, {"ROWS": rows, "WIDTH": width, "num_warps": 1}
 
 
 class _WithGradients(torch.autograd.Function):
@@ -183,11 +189,10 @@ class _WithGradients(torch.autograd.Function):
         prefix = length - m
         out = torch.empty((batch, prefix + n, c), dtype=grad.dtype, device=grad.device)
         if batch:
-            width, rows = min(256, triton.next_power_of_2(c)), 4
-            _gradient_kernel[(batch, triton.cdiv(prefix + n, rows), triton.cdiv(c, width))](
-                grad, weights.contiguous(), labels.contiguous(), sums, out, prefix, n, m, c, ctx.eps,
-                ROWS=rows, WIDTH=width, num_warps=1,
-            )  # fmt: skip
+            grid, tile = _tiles(out)
+            _gradient_kernel[grid](
+                grad, weights.contiguous(), labels.contiguous(), sums, out, prefix, n, m, c, ctx.eps, **tile
+            )
         return out, None, None, None, None, None, None
 
 
