@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenmerge_bench.budgets import Budget, Solution, Solver, Unreachable
+from tokenmerge_bench.captured_step import CapturedStep, can_be_captured
 from tokenmerge_bench.checkpoints import (
     CARD,
     WEIGHTS,
@@ -304,8 +305,9 @@ class _Trainer:
         self._parameters = list(self.student.parameters())
         self._wrapped = team.wrapped(self.student)
         self._forward: Callable[..., tuple[Tensor, Tensor | None]] = self._compiled()
-        fused: dict[str, Any] = {"fused": True} if team.device.type == "cuda" and recipe.opt == "adamw" else {}
-        self.optimizer = _optimizer(recipe, _groups(recipe, self.student), **fused)
+        groups = _groups(recipe, self.student)
+        self.optimizer = _optimizer(recipe, groups, **_fast_options(recipe, team.device))
+        self._step: Callable[[], Any] | None = None
         self._scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",
@@ -348,7 +350,9 @@ class _Trainer:
             losses.append(loss.detach())
         if self.recipe.clip_grad:
             nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
-        self.optimizer.step()
+        if self._step is None:  # not before `resume`, which replaces the optimiser's state
+            self._step = CapturedStep(self.optimizer) if can_be_captured(self.optimizer) else self.optimizer.step
+        self._step()
         # Before the next forward pass, whose CUDA graph reuses the gradients' memory.
         self.optimizer.zero_grad()
         self.updates += 1
@@ -489,6 +493,16 @@ def _optimizer(recipe: Recipe, parameters: Sequence[Any], **options: Any) -> tor
     except (AssertionError, ImportError) as error:
         raise InputError(f"optimizer '{recipe.opt}' cannot be used here ({error}); take another opt") from error
     return optimizer
+
+
+def _fast_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """What makes a step cheap to ask a GPU for: AdamW's one kernel, or else a CUDA graph where the optimiser can."""
+    if device.type != "cuda":
+        return {}
+    if recipe.opt == "adamw":
+        return {"fused": True}
+    defaults = _optimizer(recipe, [nn.Parameter(torch.zeros(2, 2))]).defaults
+    return {"capturable": True} if recipe.compile == "reduce-overhead" and "capturable" in defaults else {}
 
 
 def _mixup(recipe: Recipe, classes: int, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
