@@ -552,3 +552,19 @@ def test_a_row_that_an_older_folder_lacks_does_not_hide_the_trained_one(tmp_path
     sit = table[table["method"] == "sit"]
     assert sit["top1"].tolist() == [60.0]
     assert not sit["best"].any()
+
+
+def test_times_come_with_what_they_mean_and_without_columns_in_which_nothing_stands() -> None:
+    row = {
+        "model": "deit", "method": "tome", "budget": "0.7", "way": "cpu, batch 1", "flops_saved": 30.0,
+        "time_saved": 20.0, "speedup": 1.25, "speedup_low": 1.2, "speedup_high": 1.3, "free_drop_speedup": 1.4,
+        "images_per_s": 100.0, "ms": 10.0, "peak_memory_mb": math.nan, "status": "ok",
+    }  # fmt: skip
+    table = shown("profile", pd.DataFrame([row]))
+    assert table.headings[3:] == [
+        "times as fast", "run on", "FLOPs saved (%)", "time saved (%)", "if free", "images/s", "ms per image"
+    ]  # fmt: skip
+    assert "median of all rounds" in table.legend
+    assert "If free" in table.legend
+    failed = shown("profile", pd.DataFrame([row, row | {"status": "failed", "reason": "out of memory"}]))
+    assert [cells[-1] for cells in failed.cells] == ["", "failed"]
