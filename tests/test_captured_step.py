@@ -19,6 +19,14 @@ def made(name: str, **options: bool) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, create_optimizer_v2(model, name, 1e-2, weight_decay=0.1, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "capturable", "expected"), [("muon", True, True), ("muon", False, False), ("lookahead_muon", True, False)]
+)
+def test_what_counts_in_python_is_not_captured(name: str, capturable: bool, expected: bool) -> None:
+    optimizer = create_optimizer_v2(nn.Linear(3, 3), name, 1e-2, capturable=capturable)
+    assert can_be_captured(optimizer) is expected
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("stopped_after", [None, 1, 4])

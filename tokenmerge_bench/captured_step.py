@@ -7,13 +7,19 @@ of DeiT-Tiny the GPU is idle for most. A graph asks for all of them at once.
 from __future__ import annotations
 
 import torch
+from timm.optim.lookahead import Lookahead
 from torch import Tensor
 
 __all__ = ["CapturedStep", "can_be_captured"]
 
 
 def can_be_captured(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimiser was made with `capturable=True`: it keeps its state, and takes its rates, on the device."""
+    """Whether the optimiser was made with `capturable=True`: it keeps its state, and takes its rates, on the device.
+
+    Lookahead counts its steps in Python, whatever the optimiser inside it does: a graph would never look ahead.
+    """
+    if isinstance(optimizer, Lookahead):
+        return False
     return all(group.get("capturable", False) for group in optimizer.param_groups)
 
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import compress, islice
 from pathlib import Path
 from typing import Any
@@ -307,7 +308,6 @@ class _Trainer:
         self._forward: Callable[..., tuple[Tensor, Tensor | None]] = self._compiled()
         groups = _groups(recipe, self.student)
         self.optimizer = _optimizer(recipe, groups, **_fast_options(recipe, team.device))
-        self._step: Callable[[], Any] | None = None
         self._scheduler, _ = create_scheduler_v2(
             self.optimizer,
             sched="cosine",
@@ -335,6 +335,11 @@ class _Trainer:
         compiled: Callable[..., Any] = torch.compile(self._wrapped, mode=mode)
         return compiled
 
+    @cached_property
+    def _step(self) -> Callable[[], Any]:
+        """The optimiser's step; made by the first update, since `resume` before it replaces the optimiser's state."""
+        return CapturedStep(self.optimizer) if can_be_captured(self.optimizer) else self.optimizer.step
+
     @property
     def lr(self) -> float:
         """The learning rate of the next update."""
@@ -350,8 +355,6 @@ class _Trainer:
             losses.append(loss.detach())
         if self.recipe.clip_grad:
             nn.utils.clip_grad_norm_(self._parameters, self.recipe.clip_grad)
-        if self._step is None:  # not before `resume`, which replaces the optimiser's state
-            self._step = CapturedStep(self.optimizer) if can_be_captured(self.optimizer) else self.optimizer.step
         self._step()
         # Before the next forward pass, whose CUDA graph reuses the gradients' memory.
         self.optimizer.zero_grad()
@@ -501,8 +504,10 @@ def _fast_options(recipe: Recipe, device: torch.device) -> dict[str, Any]:
         return {}
     if recipe.opt == "adamw":
         return {"fused": True}
+    if recipe.compile != "reduce-overhead":
+        return {}
     defaults = _optimizer(recipe, [nn.Parameter(torch.zeros(2, 2))]).defaults
-    return {"capturable": True} if recipe.compile == "reduce-overhead" and "capturable" in defaults else {}
+    return {"capturable": True} if "capturable" in defaults else {}
 
 
 def _mixup(recipe: Recipe, classes: int, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | None:
