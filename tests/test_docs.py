@@ -99,8 +99,8 @@ PATCHMERGER = "patchmerger (trained)"
         ("embedded", DPC_KNN, "dpc_knn", "0.7", "DPC-KNN ({d:+.2f} at 30 %,"),
         ("embedded", DPC_KNN, "dpc_knn", "0.5", "%, {d:+.2f} at 50 %;"),
         ("embedded", K_MEDOIDS, "k_medoids", "0.7", "K-Medoids ({d:+.2f},"),
-        ("embedded", K_MEDOIDS, "k_medoids", "0.5", ", {d:+.2f}; +1.66 on CIFAR-10) competitive"),
-        ("embedded", "dhtm", "lotm", "0.7", "(p = {p:.2f} embedded,"),
+        ("embedded", K_MEDOIDS, "k_medoids", "0.5", ", {d:+.2f}; +0.39 on CIFAR-10) competitive"),
+        ("embedded", "dhtm", "lotm", "0.7", "the two p = {p:.2f} embedded,"),
         ("embedded", "dhtm", "random", "0.7", "({d:.2f} [{low:.2f}, {high:.2f}] and"),
         ("embedded", "dhtm", TOME, "0.7", "by {d:.2f} [{low:.2f}, {high:.2f}] at 30 % (p = {p:.2f} without"),
         ("embedded", "dhtm", TOME, "0.5", "by {d:.2f} [{low:.2f}, {high:.2f}] at 50 % on the embedded"),
@@ -112,6 +112,7 @@ PATCHMERGER = "patchmerger (trained)"
         ("cifar10", "dhtm", "lotm", "0.7", "p = {p:.2f} CIFAR-10)"),
         ("cifar10", "dhtm", "random", "0.7", "and {d:.2f} [{low:.2f}, {high:.2f}])."),
         ("cifar10", "dhtm", TOME, "0.7", "by {d:.2f} [{low:.2f}, {high:.2f}] on CIFAR-10: at best undecided"),
+        ("cifar10", "dhtm", "tome", "0.7", "that is undecided ({d:.2f} [{low:.2f}, {high:.2f}])"),
         ("cifar10", PATCHMERGER, "sit (trained)", "0.7", "and {d:.2f} [{low:.2f}, {high:.2f}] ahead of SiT)"),
     ],
 )  # fmt: skip
