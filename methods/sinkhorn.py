@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,9 @@ from tokenmerge_bench.tokens import Tokens
 SHORTEST = 1e-12
 """Vectors are divided by their length, or by this where they are shorter."""
 
+SMALLEST_EPS = 0.05
+"""Exponentials of cosines over this stay within exp(-20) and exp(20), far from where float32 ends."""
+
 
 @dataclass(frozen=True)
 class SinkhornOptions:
@@ -39,7 +42,7 @@ class SinkhornOptions:
     """Outputs are sums of the tokens at unit length, as in the code, or weighted means of the tokens as they are."""
 
 
-def transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Float[Tensor, "B M N"]:
+def log_transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Float[Tensor, "B M N"]:
     """ln W of the weights W that Sinkhorn's iterations give: the columns of W sum to 1, its rows nearly to N / M.
 
     With Z = scores / eps, u of the rows and v of the columns: u = ln mu - logsumexp_n(Z + v), then
@@ -52,6 +55,57 @@ def transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Float[T
         rows = -(z + columns).logsumexp(2, keepdim=True)
         columns = -(z + rows).logsumexp(1, keepdim=True)
     return z + rows + columns
+
+
+def transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Float[Tensor, "B M N"]:
+    """exp(`log_transport`), for scores of at most 1 and `eps` of at least `SMALLEST_EPS`: W = a K b, K = exp(Z).
+
+    Here an iteration is two products of K with a vector, a = 1 / (K b) and b = 1 / (K' a), where with logarithms it is
+    some ten passes over matrices.
+    """
+    weights: Tensor = _Transport.apply(scores, eps, iters)
+    return weights
+
+
+class _Transport(torch.autograd.Function):
+    """`transport` with the gradients of all iterations from one matrix product.
+
+    With u = ln a and v = ln b: what reaches u of an iteration, u', reaches Z as -K (a u') b' and the v before it as
+    -b K' (a u'), and so does what reaches v. Each is K times the outer product of two vectors, which one product sums.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, eps: float, iters: int) -> Tensor:
+        kernel = (scores / eps).exp_()
+        rows, columns = [], [kernel.new_ones(len(kernel), kernel.shape[2], 1)]
+        for _ in range(iters):
+            rows.append((kernel @ columns[-1]).reciprocal_())
+            columns.append((kernel.mT @ rows[-1]).reciprocal_())
+        weights = kernel * rows[-1] * columns[-1].mT
+        ctx.save_for_backward(kernel, weights, *rows, *columns)
+        ctx.eps = eps
+        return weights
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        kernel, weights, *vectors = ctx.saved_tensors
+        iters = len(vectors) // 2
+        rows, columns = vectors[:iters], vectors[iters:]
+        of_z = gradient * weights
+        of_u, of_v = of_z.sum(2, keepdim=True), of_z.sum(1).unsqueeze(2)
+        left, right = [], []
+        for row, before, after in zip(reversed(rows), reversed(columns[:-1]), reversed(columns[1:]), strict=True):
+            scaled = of_v * after
+            left.append(row)
+            right.append(scaled)
+            of_u = of_u - row * (kernel @ scaled)
+            scaled = of_u * row
+            left.append(scaled)
+            right.append(before)
+            of_u, of_v = torch.zeros_like(of_u), -before * (kernel.mT @ scaled)
+        of_z = of_z - kernel * (torch.cat(left, 2) @ torch.cat(right, 2).mT)
+        return of_z / ctx.eps, None, None
 
 
 @torch.no_grad()
@@ -101,8 +155,11 @@ class Sinkhorn(TokenReducer):
         o: SinkhornOptions = self.options
         x = tokens.features.to(torch.promote_types(tokens.features.dtype, torch.float32))
         scores = self._unit_centres(x.dtype) @ _unit(x).transpose(1, 2)
+        if o.eps < SMALLEST_EPS:
+            logs = log_transport(scores, o.eps, o.iters)
+            return SoftAssignment(logs.exp() if o.values == "unit" else logs.softmax(2))
         weights = transport(scores, o.eps, o.iters)
-        return SoftAssignment(weights.exp() if o.values == "unit" else weights.softmax(2))
+        return SoftAssignment(weights if o.values == "unit" else weights / weights.sum(2, keepdim=True))
 
     def _unit_centres(self, dtype: torch.dtype) -> Float[Tensor, "M C"]:
         with torch.no_grad():
@@ -117,7 +174,7 @@ class Sinkhorn(TokenReducer):
         return _unit(features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
-        """N C for the lengths, 2 N M C for scores and sums, 2 N M exponentials per iteration."""
+        """N C for the lengths, 2 N M C for scores and sums, 2 N M of the iterations for each."""
         o: SinkhornOptions = self.options
         return n_in * width + 2 * n_in * n_out * width + o.iters * 2 * n_in * n_out
 

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from tokenmerge_bench.assignment import SoftAssignment
 from tokenmerge_bench.errors import InputError
-from tokenmerge_bench.methods.sinkhorn import Sinkhorn, SinkhornOptions, transport, unit_rows
+from tokenmerge_bench.methods.sinkhorn import (
+    SMALLEST_EPS,
+    Sinkhorn,
+    SinkhornOptions,
+    log_transport,
+    transport,
+    unit_rows,
+)
 from tokenmerge_bench.options import parse_method
 from tokenmerge_bench.tokens import Tokens
 
@@ -135,7 +142,7 @@ def test_equals_the_naive_reference(options: SinkhornOptions, shape: tuple[int, 
 )
 def test_every_token_is_shared_out_exactly(seed: int, n: int, m: int, eps: float, iters: int) -> None:
     scores = 2 * torch.rand(3, m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
-    weights = transport(scores, eps, iters).exp()
+    weights = log_transport(scores, eps, iters).exp()
     torch.testing.assert_close(weights.sum(1), torch.ones(3, n).double())
     assert weights.min() >= 0
 
@@ -144,7 +151,7 @@ def test_every_token_is_shared_out_exactly(seed: int, n: int, m: int, eps: float
 def test_rows_approach_their_share_as_iterations_go_on(seed: int, n: int, m: int) -> None:
     scores = 2 * torch.rand(3, m, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 1
     share = torch.full((3, m), n / m).double()
-    misses = [(transport(scores, 1.0, iters).exp().sum(2) - share).abs().amax().item() for iters in (1, 3, 100)]
+    misses = [(transport(scores, 1.0, iters).sum(2) - share).abs().amax().item() for iters in (1, 3, 100)]
     assert misses[1] <= misses[0] + 1e-9
     assert misses[1] < 0.1 * n / m
     assert misses[2] < 1e-6 * n / m
@@ -177,6 +184,39 @@ def test_a_zero_token_is_shared_out_like_any_other() -> None:
     assignment.merge(method.values(x)).sum().backward()
     assert x.grad is not None
     assert x.grad.isfinite().all()
+
+
+@given(
+    st.integers(0, 2**16),
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from([1e3, 1.0, 0.25, SMALLEST_EPS]),
+    st.integers(1, 8),
+    st.sampled_from([(torch.float64, 1e-12), (torch.float32, 1e-4)]),
+)
+def test_products_with_vectors_give_the_weights_and_gradients_of_logarithms(
+    seed: int, n: int, m: int, eps: float, iters: int, precision: tuple[torch.dtype, float]
+) -> None:
+    dtype, within = precision
+    generator = torch.Generator().manual_seed(seed)
+    scores = (2 * torch.rand(3, m, n, generator=generator, dtype=torch.float64) - 1).round(decimals=2)
+    upstream = torch.randn(3, m, n, generator=generator, dtype=torch.float64)
+    exact, found = scores.clone().requires_grad_(), scores.to(dtype).requires_grad_()
+    expected, weights = log_transport(exact, eps, iters).exp(), transport(found, eps, iters)
+    torch.testing.assert_close(weights.double(), expected, rtol=within, atol=1e-30)
+    (gradient,) = torch.autograd.grad(expected, exact, upstream)
+    (quick,) = torch.autograd.grad(weights, found, upstream.to(dtype))
+    torch.testing.assert_close(quick.double(), gradient, rtol=within, atol=within * m * n / eps)
+
+
+@pytest.mark.parametrize("values", ["unit", "raw"])
+def test_little_changes_where_logarithms_take_over(values: Any) -> None:
+    x = random_tokens(2, 9, 4)
+    found = []
+    for eps in (SMALLEST_EPS, SMALLEST_EPS * (1 - 1e-9)):
+        method = made(9, 5, 4, SinkhornOptions(eps=eps, values=values))
+        found.append(method.assign(Tokens.of(x, (3, 3)), 5).matrix())
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-12)
 
 
 # --- the centres are written back -------------------------------------------------------------------------------------
@@ -243,6 +283,7 @@ def test_a_pass_in_between_spoils_no_graph() -> None:
 def test_gradients_of_scores(options: SinkhornOptions) -> None:
     scores = random_tokens(2, 3, 5).requires_grad_()
     assert torch.autograd.gradcheck(lambda s: transport(s, options.eps, options.iters), (scores,))
+    assert torch.autograd.gradcheck(lambda s: log_transport(s, options.eps, options.iters), (scores,))
 
 
 @EVERY
@@ -262,7 +303,7 @@ def test_gradients_of_the_centres_are_those_at_unit_length(options: SinkhornOpti
     units = x / x.norm(dim=2, keepdim=True)
 
     def merged(centres: Tensor) -> Any:
-        weights = transport(centres @ units.transpose(1, 2), options.eps, options.iters).exp()
+        weights = log_transport(centres @ units.transpose(1, 2), options.eps, options.iters).exp()
         if options.values == "raw":
             return weights @ x / weights.sum(2, keepdim=True)
         return weights @ units
@@ -286,7 +327,7 @@ def test_weights_are_float32_whatever_the_precision_of_parameters_and_tokens(
     found = method.assign(Tokens.of(x, (2, 3)), 3)
     centres = method.centres.detach().float()
     units = nn.functional.normalize(x.float(), dim=2)
-    weights = transport(centres @ units.transpose(1, 2), options.eps, options.iters)
+    weights = log_transport(centres @ units.transpose(1, 2), options.eps, options.iters)
     expected = weights.softmax(2) if options.values == "raw" else weights.exp()
     assert found.matrix().dtype == torch.float32
     torch.testing.assert_close(found.matrix(), expected, atol=1e-6, rtol=1e-5)
