@@ -43,6 +43,12 @@ def test_every_shipped_experiment_can_be_read(name: str) -> None:
     assert set(loaded.shows) <= {*figure_names(), *table_names()}
 
 
+def test_a_title_that_names_the_images_is_not_kept_for_others() -> None:
+    assert load_experiment("demo", dataset="demo", limit=10).title == load_experiment("demo").title
+    assert load_experiment("demo", dataset="images").title == ""
+    assert load_experiment("table2", dataset="images").title == load_experiment("table2").title
+
+
 def test_all_that_the_paper_shows_has_an_experiment() -> None:
     wanted = {"table1", "table2", "fig1", "fig2", "fig4", "demo"}
     ablations = {"connectivity", "similarity", "averaging_attention", "placement", "k_schedule"}

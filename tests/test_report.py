@@ -455,6 +455,18 @@ def test_rows_of_tables_are_whole_so_that_they_can_be_sorted(close: Contents) ->
     assert csv["difference"].tolist() == pytest.approx([1, 30, 29])
 
 
+def test_results_are_ranked_within_a_budget(close: Contents) -> None:
+    (results,) = [table for table in close.tables if table.name == "results"]
+    budget, top1 = (results.headings.index(name) for name in ("budget", "top-1 (%)"))
+    rows = [(row[budget], float(re.findall(r"[\d.]+", row[top1])[0])) for row in results.cells]
+    budgets = list(dict.fromkeys(held for held, _ in rows))
+    assert [held for held, _ in rows] == [held for held in budgets for row in rows if row[0] == held]
+    for one in budgets:
+        accuracies = [accuracy for held, accuracy in rows if held == one]
+        assert accuracies == sorted(accuracies, reverse=True)
+    assert max(sum(held == one for held, _ in rows) for one in budgets) > 1
+
+
 def test_what_gave_no_number_is_told_with_its_reason(tmp_path: Path) -> None:
     found = told(
         tmp_path,

@@ -215,6 +215,17 @@ def test_hovering_shows_the_numbers_with_their_interval_and_names_as_text(page: 
         page.mouse.move(5, 5)
 
 
+def test_pointing_at_a_marker_brings_out_the_interval_of_its_method(page: Page) -> None:
+    bands = page.locator("#chart svg .mark-area path")
+    opacities = "(paths) => paths.map((path) => Number(path.getAttribute('opacity')))"
+    assert len({*bands.evaluate_all(opacities)}) == 1
+    page.locator("#chart svg .mark-symbol").last.locator("path").first.hover(force=True)
+    settled(page)
+    faint, *clear = sorted(bands.evaluate_all(opacities))[-2:]
+    assert clear == [pytest.approx(4 * faint)]
+    page.mouse.move(1, 1)
+
+
 def test_zooming_by_button_wheel_and_keyboard_and_back(page: Page) -> None:
     whole = domain(page)
     page.get_by_role("button", name="Zoom in").click()
@@ -264,7 +275,7 @@ def test_the_chart_is_saved_as_it_is_seen_with_a_legend(page: Page, kind: str) -
 
 def test_a_table_is_sorted_by_click_and_keyboard_and_says_so(page: Page) -> None:
     heading = page.locator("#table-results th", has_text="top-1")
-    cells = page.locator("#table-results tbody tr td.number:nth-child(7)")
+    cells = page.locator("#table-results tbody tr td.number:nth-child(4)")
     given = cells.all_inner_texts()
     heading.get_by_role("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"
@@ -354,6 +365,14 @@ def test_a_long_table_scrolls_in_its_place_under_its_headings(page: Page) -> Non
     box.evaluate("(e) => { e.scrollTop = e.scrollHeight }")
     top = "(e) => e.getBoundingClientRect().top"
     assert heading.evaluate(top) == pytest.approx(box.evaluate(top), abs=1)
+
+
+def test_a_phone_shows_the_verdict_at_every_budget_and_accuracies_without_scrolling(page: Page) -> None:
+    page.set_viewport_size({"width": PHONE, "height": 500})
+    box = page.locator(".verdicts")
+    assert box.evaluate("(e) => [e.scrollHeight - e.clientHeight, e.scrollWidth - e.clientWidth]") == [0, 0]
+    headings = page.locator("#table-results th").all_inner_texts()
+    assert [heading.split(" ")[0] for heading in headings[:5]] == ["model", "method", "budget", "top-1", "drop"]
 
 
 def test_on_paper_every_section_is_there_and_nothing_is_cut(page: Page) -> None:

@@ -92,7 +92,8 @@ def load_experiment(name: str, **overrides: Any) -> Experiment:
     """An experiment that ships with the package, by name, or one from a file; overrides that are None do nothing.
 
     An override of one way to give budgets replaces the budgets of the file, however they were given; the methods
-    of the file that cannot follow that way are then left out.
+    of the file that cannot follow that way are then left out. The title of an experiment on images of its own is not
+    that of one on others.
     """
     values = _read(name)
     given = {key: value for key, value in overrides.items() if value is not None}
@@ -103,6 +104,8 @@ def load_experiment(name: str, **overrides: Any) -> Experiment:
         experiment = Experiment.model_validate({**values, **given})
     except ValidationError as error:
         raise InputError(_sentence(name, error, given)) from error
+    if values.get("dataset") not in (None, experiment.dataset):
+        experiment = experiment.model_copy(update={"title": ""})
     if rebudgeted and "methods" not in given:
         return experiment.model_copy(update={"methods": _that_follow(experiment)})
     return experiment

@@ -32,6 +32,12 @@ GRID = {
     "select": {"type": "interval", "zoom": "wheel![event.shiftKey]"},
     "bind": "scales",
 }
+POINTED = {
+    "name": "pointed",
+    "select": {"type": "point", "fields": ["method"], "on": "pointerover", "clear": "pointerout"},
+}
+FAINT = 0.07
+"""Opacity of a band: six of them lie over each other."""
 CONFIG = {
     "aria": False,
     "background": "transparent",
@@ -135,8 +141,8 @@ def specification(plot: Plot, looks: Mapping[str, Look]) -> Specification:
 
 
 def still(specification: Specification) -> str:
-    """The same chart as SVG."""
-    layers = [{key: value for key, value in layer.items() if key != "params"} for layer in specification["layer"]]
+    """The same chart as SVG, in which nothing can be pointed at."""
+    layers = [_stilled(layer) for layer in specification["layer"]]
     return str(vl_convert.vegalite_to_svg({**specification, "layer": layers, "width": WIDTH}))
 
 
@@ -144,6 +150,11 @@ def still(specification: Specification) -> str:
 def runtime() -> str:
     """Vega, Vega-Lite and Vega-Embed, as they are in the package that also draws the SVGs; licences: BSD-3-Clause."""
     return str(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;"))
+
+
+def _stilled(layer: Specification) -> Specification:
+    encoding = {channel: value for channel, value in layer["encoding"].items() if channel != "opacity"}
+    return {**{key: value for key, value in layer.items() if key != "params"}, "encoding": encoding}
 
 
 def _records(rows: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -169,15 +180,16 @@ def _layers(plot: Plot, looks: Mapping[str, Look]) -> list[Specification]:
     ring = {"type": "point", "filled": False, "size": 90, "opacity": 1, "strokeWidth": 1.6}
     level = {"type": "rule", "color": INK, "strokeDash": [2, 4], "opacity": 0.6}
     whisker = {"type": "rule", "strokeWidth": 1.5}
+    clearer = {"condition": {"param": "pointed", "empty": False, "value": 4 * FAINT}, "value": FAINT}
     return [
         {**_layer("settings", {"type": "line", "strokeWidth": 2}, curve, CHOSEN, "datum.curve"), "params": [GRID]},
         _layer("unreduced", level, {"y": y}),
-        _layer("settings", {"type": "area", "opacity": 0.13}, upright, CHOSEN, "datum.band"),
+        _layer("settings", {"type": "area", "opacity": FAINT}, {**upright, "opacity": clearer}, CHOSEN, "datum.band"),
         _layer("settings", whisker, upright, CHOSEN, "!datum.band"),
         _layer("settings", whisker, across, CHOSEN, "datum.x_low < datum.x_high"),
         _layer("reported", ring, marker, CHOSEN),
         _layer("unreduced", star, {**at, "tooltip": TOOLTIP}),
-        _layer("settings", dot, marker, CHOSEN),
+        {**_layer("settings", dot, marker, CHOSEN), "params": [POINTED]},
     ]
 
 

@@ -26,6 +26,9 @@ from tokenmerge_bench.report.timings import Timings, profile_table
 from tokenmerge_bench.results import Results, open_results
 from tokenmerge_bench.statistics import Interval
 
+AHEAD = {"results": ("model", "method", "budget", "top-1 (%)", "drop")}
+"""Columns that a narrow screen shows without scrolling."""
+
 
 @dataclass(frozen=True)
 class DataTable:
@@ -96,7 +99,7 @@ def gather(folders: Sequence[Path], out: Path) -> Contents:
     pairs = pairs_table(found)
     drawn = plots(results, losses, timings)
     named = shlex.join(["tmbench", "report", *map(str, folders), "-o", str(out)])
-    main = data_table("results", everything)
+    main = data_table("results", _ranked(everything))
     return Contents(
         title=f"Token reduction compared on {image_words(results)}",
         subject=subject(results),
@@ -124,24 +127,34 @@ def named_looks(results: Results, drawn: Sequence[Plot]) -> dict[str, Look]:
 
 
 def data_table(name: str, frame: pd.DataFrame) -> DataTable:
-    """A frame as a table of the page; a model that all rows share stands above it."""
+    """A frame as a table of the page: a model that all rows share stands above it, and `AHEAD` before all else."""
     words = shown(name, frame, repeated=True)
     caption = str(frame.attrs.get("caption", ""))
     models = frame["model"].unique()
     if len(models) == 1:
         caption = f"{models[0]}. {caption}"
     first = int(len(models) == 1)  # every layout begins with the model
+    ahead = AHEAD.get(name, words.headings)
+    places = sorted(range(first, len(words.headings)), key=lambda place: words.headings[place] not in ahead)
     return DataTable(
         name,
         LAYOUTS[name].title,
         caption,
-        words.headings[first:],
-        words.text[first:],
-        [row[first:] for row in words.cells],
+        [words.headings[place] for place in places],
+        [words.text[place] for place in places],
+        [[row[place] for place in places] for row in words.cells],
         words.legend,
         words.notes,
         render(name, frame, "csv"),
     )
+
+
+def _ranked(everything: pd.DataFrame) -> pd.DataFrame:
+    """Settings of a budget beside each other, the most accurate first; models and budgets in the order they had."""
+    order = everything.assign(
+        **{name: pd.factorize(everything[name])[0] for name in ("model", "budget")}, top1=-everything["top1"]
+    ).sort_values(["model", "budget", "top1"], kind="stable")
+    return everything.loc[order.index]
 
 
 def _published(results: Results) -> list[DataTable]:
