@@ -1,11 +1,12 @@
 """Every command and every Python block of the documentation runs, and its tables say what the code says.
 
 The blocks of a page run in order, in this process, in an empty folder that the page has for itself. Fences without a
-language, and those called sh, are commands; what a Python block prints must be the text block that follows it. Two
-comments above a block say otherwise:
+language, and those called sh, are commands; what a Python block prints must be the text block that follows it.
+Comments above a block say otherwise:
 
     <!-- file: NAME -->         the block is the content of a file, which later blocks use
-    <!-- not run: REASON -->    it needs what is not here; its commands are parsed, its Python is compiled
+    <!-- needs: WHAT -->        it needs what is not here, and is run with stand-ins (`stand_ins.py`)
+    <!-- not run: REASON -->    its commands are parsed
 
 Parsing covers every flag and value, and that methods, models, experiments and recipes exist. Commands within lines are
 parsed as well. So that all of it takes seconds:
@@ -46,6 +47,7 @@ import typer
 from commands import Command
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from stand_ins import shorter, stood_in, trained_before
 
 from tokenmerge_bench import (
     Budget,
@@ -78,7 +80,7 @@ PAGES = [
     *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
     *sorted(path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md")),
 ]
-MARK = re.compile(r"<!-- (file|not run): (.+?) -->")
+MARK = re.compile(r"<!-- (file|needs|not run): (.+?) -->")
 SHORTER = {
     "sweep": {"--limit": "4", "--examples": "1"},
     "run": {"--limit": "4", "--examples": "1"},
@@ -99,6 +101,7 @@ class Block:
     text: str
     line: int
     file: str | None = None
+    needs: bool = False
     not_run: bool = False
     printed: str | None = None
 
@@ -112,9 +115,10 @@ def blocks_of(page: str) -> list[Block]:
             follows = tokens[position + 1] if position + 1 < len(tokens) else None
             printed = follows.content if follows is not None and follows.info == "text" else None
             file = mark[2] if mark and mark[1] == "file" else None
+            needs = bool(mark and mark[1] == "needs")
             not_run = page in ELSEWHERE or bool(mark and mark[1] == "not run")
             line = token.map[0] + 1 if token.map else 0
-            found.append(Block(token.info, token.content, line, file, not_run, printed))
+            found.append(Block(token.info, token.content, line, file, needs, not_run, printed))
         mark = MARK.search(token.content) if token.type == "html_block" else None
     return found
 
@@ -184,7 +188,7 @@ class Shell:
         self.keep = keep
         self.made: dict[tuple[str, ...], Path] = {}
 
-    def run(self, words: list[str], tmbench: Command, folder: Path) -> None:
+    def run(self, words: list[str], tmbench: Command, folder: Path, more: Sequence[str] = ()) -> None:
         while re.fullmatch(r"\w+=\S*", words[0]):  # CUDA_VISIBLE_DEVICES=0 means nothing here
             words = words[1:]
         program, *arguments = words
@@ -194,6 +198,7 @@ class Shell:
             arguments += [flag, value]  # of a flag that is given twice the last counts
         for flag, value in IF_GIVEN.get(arguments[0], {}).items():
             arguments += [flag, value] if flag in arguments else []
+        arguments += more
         out = folder / arguments[arguments.index("--out") + 1] if "--out" in arguments else None
         if out is not None and key in self.made and not out.exists():
             shutil.copytree(self.made[key], out)
@@ -282,14 +287,16 @@ def test_blocks_run(page: str, page_folder: Path, tmbench: Command, shell: Shell
                 with shipped_methods_alone():
                     if block.not_run:
                         check_command(words)
+                    elif block.needs:
+                        for given in (*trained_before(words, page_folder), words):
+                            command = stood_in(given, page_folder)
+                            shell.run(command, tmbench, page_folder, shorter(command))
                     else:
                         shell.run(words, tmbench, page_folder)
 
 
 def run_python(block: Block, names: dict[str, Any], where: str) -> None:
     code = compile("\n" * block.line + block.text, where, "exec")
-    if block.not_run:
-        return
     printed = io.StringIO()
     with redirect_stdout(printed):
         exec(code, names)
