@@ -16,7 +16,8 @@ from tokenmerge_bench.summary import label
 
 CAPTION = (
     "What is merged with what: patches that became one token are filled with their mean colour, patches that are still "
-    "a token of their own show the image; white lines are the borders of tokens, prefix tokens are not counted."
+    "a token of their own show the image; white lines are the borders of tokens, prefix tokens are not counted, and "
+    "blocks from 0."
 )
 
 
@@ -84,7 +85,7 @@ def draw_sequence(axes: Iterable[Axes], example: Example, titled: bool) -> None:
     states = [("original", example.grid[0] * example.grid[1])]
     for ax, site in zip(others, merges.sites_shown(example.sites), strict=False):
         merges.draw_tokens(ax, example.picture, example.grid, site.owner)
-        states.append((f"after block {site.block + 1}", site.tokens))
+        states.append((f"block {site.block}", site.tokens))
     for ax, (when, tokens) in zip([original, *others], states, strict=False):
         if titled:
             ax.set_title(f"{when}\n{tokens} tokens")

@@ -291,9 +291,9 @@ def about(run: Run) -> list[str]:
 
 
 def counted(site: Site, run: Run) -> list[str]:
-    """Number of tokens after a block; where every token is a mix of all patches, also how many own one."""
+    """Number of tokens that a block leaves, counted from 0; where each is a mix of all patches, how many own one."""
     owners = len(np.unique(site.owner))
-    lines = [f"after block {site.block + 1}: {site.tokens} tokens"]
+    lines = [f"block {site.block}: {site.tokens} tokens"]
     return [*lines, f"{owners} of them own patches"] if run.soft else lines
 
 
@@ -363,7 +363,7 @@ def animated(shown: Shown, run: Run) -> Animation:
     frames, owner = [canvas.paint(np.arange(cells), None, f"at first: {cells} tokens")], np.arange(cells)
     for number, frame in kept:
         final = predicted(shown, run) if number == len(run.frames) - 1 else []
-        says = [f"block {frame.block + 1}: {frame.tokens} tokens", *final[:1]]
+        says = [f"block {frame.block}: {frame.tokens} tokens", *final[:1]]
         frames.append(canvas.paint(frame.owner, grown(owner, frame.owner), *says))
         owner = frame.owner
     times = [FIRST, *(PAUSE if number in last.values() else STEP for number, _ in kept)]

@@ -637,7 +637,7 @@ def test_fig2_shows_the_strongest_default_setting_after_each_block(exemplary: Re
     figure = fig2.draw(exemplary)
     assert len(figure.axes) == 3 * 3
     titles = [ax.get_title(loc="left") for ax in figure.axes]
-    assert titles[:3] == ["original\n8 tokens", "after block 4\n5 tokens", "after block 7\n2 tokens"]
+    assert titles[:3] == ["original\n8 tokens", "block 3\n5 tokens", "block 6\n2 tokens"]
     assert not any(titles[3:])
     assert figure.axes[0].get_ylabel() == "dhtm\nk=9"
     assert figure.get_suptitle() == f"{SMALL} on photographs"
@@ -671,8 +671,8 @@ def test_fig2_shows_as_many_reductions_as_there_is_room_for_and_the_last(tmp_pat
     add_examples(found, 0, owners, images=1)
     titles = [ax.get_title(loc="left") for ax in fig2.draw(found).axes]
     assert len(titles) == 1 + merges.COLUMNS
-    assert titles[1].startswith("after block 7\n7 ")
-    assert titles[-1].startswith("after block 25\n1 ")
+    assert titles[1].startswith("block 6\n7 ")
+    assert titles[-1].startswith("block 24\n1 ")
 
 
 def test_fig2_says_that_it_needs_examples(results: Results, tmp_path: Path) -> None:

@@ -392,7 +392,7 @@ def test_the_drawing_holds_the_regions_counts_and_predictions(three: Shown, draw
     for run, row in zip(three.runs[1:], rows, strict=True):
         for site, ax in zip(run.sites, row[:3], strict=True):
             assert (picture_in(ax) == merges.filled(three.picture, three.grid, site.owner)).all()
-            assert ax.texts[0].get_text() == f"after block {site.block + 1}: {site.tokens} tokens"
+            assert ax.texts[0].get_text() == f"block {site.block}: {site.tokens} tokens"
         assert run.prediction is not None
         last = " ".join(text.get_text() for text in row[2].texts[1:])
         assert f"{run.prediction.name} {100 * run.prediction.confidence:.1f} %" in last
@@ -438,7 +438,7 @@ def test_a_svg_is_small_with_vector_borders_and_real_text(drawn: Figure, tmp_pat
     (svg,) = merges.write(drawn, [tmp_path / "a.svg"])
     nodes = list(ElementTree.parse(svg).iter())
     names = ["".join(node.itertext()) for node in nodes if node.tag.endswith("}text")]
-    assert "after block 4: 43 tokens" in names
+    assert "block 3: 43 tokens" in names
     assert sum(node.tag.endswith("}image") for node in nodes) == 17
     assert svg.stat().st_size < 100_000
 
