@@ -72,17 +72,18 @@ def draw(profile: Profile) -> Figure:
     looks = style.looks_of(profile.table["label"])
     legend: Legend = {"measured": {}, "reference": {}}
     devices = list(dict.fromkeys(rows["device"]))
-    values = rows[["saved", "low", "high", "bound"]].clip(lower=FLOOR)
-    top, bottom = max(values.max().max(), rows["x"].max(), 5.0), min(values.min().min(), 0.0)
-    room = 0.08 * (top - bottom)
     right = max(1.3 * rows["x"].max(), 5.0)  # with room for what is moved aside
     with style.paper():
         groups: dict[Any, pd.DataFrame] = dict(list(rows.groupby(GROUP, sort=False)))
         figure, axes = grid(list(groups))
+        lines: dict[int, list[Key]] = {}  # whose panels share the numbers on the left
+        for key, ax in axes.items():
+            lines.setdefault(ax.get_subplotspec().rowspan.start, []).append(key)  # type: ignore[union-attr]
+        limits = {key: limits_of([groups[other] for other in keys]) for keys in lines.values() for key in keys}
         for key, ax in axes.items():
             own = groups[key]
             ax.set_xlim(0, right)
-            ax.set_ylim(bottom - room, top + room)
+            ax.set_ylim(*limits[key])
             draw_references(ax, legend)
             for _, settings in placed(own).groupby("label", sort=False):
                 draw_method(ax, settings.sort_values("x"), looks, legend)
@@ -91,6 +92,15 @@ def draw(profile: Profile) -> Figure:
             figure.suptitle(f"on {devices[0]}", fontsize=SMALL, color=GREY, x=0.01, horizontalalignment="left")
         style.legend_below(figure, legend)
     return figure
+
+
+def limits_of(panels: Sequence[pd.DataFrame]) -> tuple[float, float]:
+    """From the least to the most time saved in panels that stand side by side, with room around; zero is among them."""
+    rows = pd.concat(panels)
+    values = rows[["saved", "low", "high", "bound"]].clip(lower=FLOOR)
+    top, bottom = max(values.max().max(), rows["x"].max(), 5.0), min(values.min().min(), 0.0)
+    room = 0.08 * (top - bottom)
+    return bottom - room, top + room
 
 
 def grid(keys: Sequence[Key]) -> tuple[Figure, dict[Key, Axes]]:

@@ -18,6 +18,8 @@ from sweeping import contents
 from tokenmerge_bench.figures import FIGURES, PROFILE_FIGURES, speed, style
 from tokenmerge_bench.profiles import open_profiles
 
+BASE = "deit_base_patch16_224"
+
 
 def lines(figure: Figure, panel: int = 0) -> dict[str, Line2D]:
     return {str(line.get_label()): line for line in figure.axes[panel].get_lines()}
@@ -91,6 +93,18 @@ def test_every_group_has_a_panel_that_says_what_was_timed_and_the_hardware_is_na
     assert figure.get_suptitle() == "on Some GPU"
     assert len({ax.get_ylim() for ax in figure.axes}) == 1
     assert {ax.get_ylabel() for ax in figure.axes} == {"time saved (%)", ""}
+
+
+def test_panels_side_by_side_share_the_numbers_on_the_left_and_an_outlier_flattens_no_other(tmp_path: Path) -> None:
+    rows = []
+    for model, speedup in ((DEIT, 0.2), (BASE, 1.2)):
+        for mode in ("eager", "graph"):
+            group: dict[str, Any] = {"model": model, "mode": mode}
+            rows += [base(**group), cell("dhtm", 0.7, speedup if mode == "eager" else 1.1, **group)]
+    slow, _, fast, _ = limits = [ax.get_ylim() for ax in speed.draw(written(tmp_path / "p", *rows)).axes]
+    assert limits == [slow, slow, fast, fast]
+    assert slow[0] < speed.FLOOR
+    assert fast[0] > -10
 
 
 def test_profiles_of_two_machines_are_told_apart(tmp_path: Path) -> None:
