@@ -27,7 +27,8 @@ SHORTEST = 1e-12
 """Vectors are divided by their length, or by this where they are shorter."""
 
 SMALLEST_EPS = 0.05
-"""Exponentials of cosines over this stay within exp(-20) and exp(20), far from where float32 ends."""
+"""Exponentials of cosines over this are within exp(-20) and exp(20), and the vectors that balance them too: far from
+where float32 ends."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +61,30 @@ def log_transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Flo
 def transport(scores: Float[Tensor, "B M N"], eps: float, iters: int) -> Float[Tensor, "B M N"]:
     """exp(`log_transport`), for scores of at most 1 and `eps` of at least `SMALLEST_EPS`: W = a K b, K = exp(Z).
 
-    Here an iteration is two products of K with a vector, a = 1 / (K b) and b = 1 / (K' a), where with logarithms it is
-    some ten passes over matrices.
+    Here an iteration is two products of K with a vector, a = N / M / (K b) and b = 1 / (K^T a), where with logarithms
+    it is some ten passes over matrices. The factor N / M cancels in W; without it a and b would leave float32 after
+    some tens of iterations. Once differentiable.
     """
-    weights: Tensor = _Transport.apply(scores, eps, iters)
+    with torch.autocast(scores.device.type, enabled=False):
+        weights: Tensor = _Transport.apply(scores, eps, iters)
     return weights
 
 
 class _Transport(torch.autograd.Function):
     """`transport` with the gradients of all iterations from one matrix product.
 
-    With u = ln a and v = ln b: what reaches u of an iteration, u', reaches Z as -K (a u') b' and the v before it as
-    -b K' (a u'), and so does what reaches v. Each is K times the outer product of two vectors, which one product sums.
+    With u = ln a, v = ln b and g the gradients that reach them, an iteration adds -K (a (b g_v)^T) to the gradient of Z
+    and -a K (b g_v) to g_u, and then -K (c b^T) to that of Z and, as g_v, -b K^T c to the iteration before, whose b
+    these two are of; c = g_u / (K b). Each is K times the outer product of two vectors, which one product sums.
     """
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, eps: float, iters: int) -> Tensor:
         kernel = (scores / eps).exp_()
         rows, columns = [], [kernel.new_ones(len(kernel), kernel.shape[2], 1)]
+        share = kernel.shape[2] / kernel.shape[1]
         for _ in range(iters):
-            rows.append((kernel @ columns[-1]).reciprocal_())
+            rows.append((kernel @ columns[-1]).reciprocal_().mul_(share))
             columns.append((kernel.mT @ rows[-1]).reciprocal_())
         weights = kernel * rows[-1] * columns[-1].mT
         ctx.save_for_backward(kernel, weights, *rows, *columns)
@@ -90,7 +95,7 @@ class _Transport(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         kernel, weights, *vectors = ctx.saved_tensors
-        iters = len(vectors) // 2
+        iters, share = len(vectors) // 2, kernel.shape[2] / kernel.shape[1]
         rows, columns = vectors[:iters], vectors[iters:]
         of_z = gradient * weights
         of_u, of_v = of_z.sum(2, keepdim=True), of_z.sum(1).unsqueeze(2)
@@ -100,7 +105,7 @@ class _Transport(torch.autograd.Function):
             left.append(row)
             right.append(scaled)
             of_u = of_u - row * (kernel @ scaled)
-            scaled = of_u * row
+            scaled = of_u * row / share
             left.append(scaled)
             right.append(before)
             of_u, of_v = torch.zeros_like(of_u), -before * (kernel.mT @ scaled)
@@ -174,7 +179,7 @@ class Sinkhorn(TokenReducer):
         return _unit(features.to(torch.promote_types(features.dtype, torch.float32))).to(features.dtype)
 
     def macs(self, n_in: int, n_out: int, width: int) -> int:
-        """N C for the lengths, 2 N M C for scores and sums, 2 N M of the iterations for each."""
+        """N C for the lengths, 2 N M C for scores and sums, 2 N M per iteration; exponentials apart."""
         o: SinkhornOptions = self.options
         return n_in * width + 2 * n_in * n_out * width + o.iters * 2 * n_in * n_out
 

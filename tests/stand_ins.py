@@ -10,18 +10,30 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.distributed.run import get_args_parser as torchrun
+
+from tokenmerge_bench.experiment import Dtype
+from tokenmerge_bench.modes import Mode
 
 IMAGENET = ("n01440764", "n01443537")
 """Two classes of ImageNet's."""
 FOLDERS = {"/imagenet": "imagenet", "/data/imagenet/val": "imagenet/val"}
 """Where readers have what lies in a folder of the test."""
-INSTEAD = {"--device": "cpu", "--workers": "0", "--modes": "eager", "--dtype": "float32", "--dtypes": "float32"}
+INSTEAD = {
+    "--device": (("cuda",), "cpu"),
+    "--workers": ((), "0"),
+    "--modes": (get_args(Mode), "eager"),
+    "--dtype": (get_args(Dtype), "float32"),
+    "--dtypes": (get_args(Dtype), "float32"),
+}
+"""What a page may say, and what is run."""
 CHECKPOINTS = {"runs/sit-tiny": "deit_tiny_patch16_224", "runs/sit-small": "deit_small_patch16_224"}
 """What readers have trained with SiT at 0.7 of the FLOPs."""
 SHORTER = {
@@ -39,7 +51,7 @@ def shorter(words: Sequence[str]) -> list[str]:
     """What is added to a command so that it takes seconds."""
     more = SHORTER.get(words[1], [])
     if words[1] == "run":
-        models = dict.fromkeys(CHECKPOINTS[name] for name in words if name in CHECKPOINTS)
+        models = [CHECKPOINTS[name] for name in words if name in CHECKPOINTS]
         more = [*more, "--models", ",".join(models) or "deit_tiny_patch16_224"]
     return more
 
@@ -48,9 +60,14 @@ def stood_in(words: Sequence[str], folder: Path) -> list[str]:
     """The command for what a page says; files that it names and that are missing are made in `folder`."""
     program, *arguments = words
     if program == "torchrun":
-        arguments = arguments[arguments.index("tokenmerge_bench") + 1 :]
+        given = torchrun().parse_args(arguments)
+        assert given.module
+        program, arguments = given.training_script, given.training_script_args
+    assert program in ("tmbench", "tokenmerge_bench")
     for position, (flag, value) in enumerate(pairwise(arguments), start=1):
-        arguments[position] = INSTEAD.get(flag, FOLDERS.get(value, value))
+        known, instead = INSTEAD.get(flag, ((), FOLDERS.get(value, value)))
+        assert not known or set(value.split(",")) <= set(known), f"{flag} {value}"
+        arguments[position] = instead
         if flag == "--weights" and value.endswith((".safetensors", ".pth")):
             _weights(*value.rpartition("=")[::2], arguments, folder)
     _images(folder)
@@ -59,7 +76,8 @@ def stood_in(words: Sequence[str], folder: Path) -> list[str]:
 
 def trained_before(words: Sequence[str], folder: Path) -> list[list[str]]:
     """The commands for the checkpoints that a command takes and nothing in `folder` has made."""
-    names = [name for name in words if name in CHECKPOINTS and not (folder / name).exists()]
+    taken = [name for flag, name in pairwise(words) if flag == "--weights"]
+    names = [name for name in taken if name in CHECKPOINTS and not (folder / name).exists()]
     return [
         shlex.split(
             f"tmbench train --recipe tokenreduction_30ep --model {CHECKPOINTS[name]} --method sit --budget 0.7 "

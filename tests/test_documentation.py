@@ -281,6 +281,8 @@ def test_blocks_run(page: str, page_folder: Path, tmbench: Command, shell: Shell
         if block.file is not None:
             (page_folder / block.file).write_text(block.text, encoding="utf-8")
         elif block.language == "python":
+            assert not block.needs, f"{page}:{block.line}"
+            assert not block.not_run, f"{page}:{block.line}"
             run_python(block, names, f"{page}:{block.line}")
         elif block.language in ("", "sh"):
             for words in commands_in(block.text):
@@ -288,6 +290,7 @@ def test_blocks_run(page: str, page_folder: Path, tmbench: Command, shell: Shell
                     if block.not_run:
                         check_command(words)
                     elif block.needs:
+                        check_command(words)
                         for given in (*trained_before(words, page_folder), words):
                             command = stood_in(given, page_folder)
                             shell.run(command, tmbench, page_folder, shorter(command))

@@ -367,7 +367,7 @@ def test_a_long_table_scrolls_in_its_place_under_its_headings(page: Page) -> Non
     assert heading.evaluate(top) == pytest.approx(box.evaluate(top), abs=1)
 
 
-def test_a_phone_shows_the_verdict_at_every_budget_and_accuracies_without_scrolling(page: Page) -> None:
+def test_a_phone_shows_the_verdict_at_every_budget_and_accuracies_before_settings(page: Page) -> None:
     page.set_viewport_size({"width": PHONE, "height": 500})
     box = page.locator(".verdicts")
     assert box.evaluate("(e) => [e.scrollHeight - e.clientHeight, e.scrollWidth - e.clientWidth]") == [0, 0]

@@ -206,7 +206,29 @@ def test_products_with_vectors_give_the_weights_and_gradients_of_logarithms(
     torch.testing.assert_close(weights.double(), expected, rtol=within, atol=1e-30)
     (gradient,) = torch.autograd.grad(expected, exact, upstream)
     (quick,) = torch.autograd.grad(weights, found, upstream.to(dtype))
-    torch.testing.assert_close(quick.double(), gradient, rtol=within, atol=within * m * n / eps)
+    summands = float((upstream * expected).detach().abs().max()) / eps  # what is subtracted from each other
+    torch.testing.assert_close(quick.double(), gradient, rtol=0, atol=within * summands)
+
+
+@pytest.mark.parametrize("m", [1, 8, 137])
+@pytest.mark.parametrize("iters", [3, 100, 400])
+@pytest.mark.parametrize("eps", [1.0, SMALLEST_EPS])
+def test_float32_holds_the_iterations_however_many(m: int, iters: int, eps: float) -> None:
+    units = nn.functional.normalize(random_tokens(2, 196 + m, 16), dim=2)
+    scores = units[:, :m] @ units[:, m:].mT
+    found = scores.float().requires_grad_()
+    weights = transport(found, eps, iters)
+    torch.testing.assert_close(weights.double(), log_transport(scores, eps, iters).exp(), rtol=1e-4, atol=1e-9)
+    weights.square().sum().backward()
+    assert found.grad is not None
+    assert found.grad.isfinite().all()
+
+
+def test_precision_is_kept_under_autocast() -> None:
+    scores = 2 * torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(0)) - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = transport(scores, 1.0, 3)
+    torch.testing.assert_close(weights, transport(scores, 1.0, 3), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("values", ["unit", "raw"])
