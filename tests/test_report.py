@@ -134,8 +134,8 @@ def test_without_significance_the_number_of_images_that_it_would_take_is_told(
 ) -> None:
     needed = compare(close_results, "dhtm", "tome").pairs["images_needed"].iloc[0]
     found = answer(close, "significant")
-    assert found.short == "No"
-    assert "Behind for certain: random at 30 % fewer FLOPs." in found.detail
+    assert found.short == "Not among the best"
+    assert "Significantly behind: random at 30 % fewer FLOPs." in found.detail
     assert "100 images cannot tell the best methods apart here" in found.detail
     assert needed == 783
     assert "If the difference seen is the true one, telling dhtm from tome at 30 % fewer FLOPs" in found.detail
@@ -366,7 +366,7 @@ def test_without_a_profile_speed_is_not_measured_and_the_commands_that_do_are_gi
     said = answer(found, "faster")
     assert said.short == "Not measured"
     assert "orders of magnitude" in said.detail
-    assert "It gives dhtm 1.5 to 2 times the unreduced speed." in said.detail
+    assert re.findall(r"\d", said.detail) == []  # that clock may even have the sign wrong
     assert any("Speed was not measured" in caveat for caveat in found.caveats)
     profile, report = found.profile_command.split("\n")
     assert profile == (
@@ -449,10 +449,10 @@ def test_rows_of_tables_are_whole_so_that_they_can_be_sorted(close: Contents) ->
     assert main.headings[0] == "method"  # there is one model, named above
     assert main.caption.startswith(DEIT)
     assert close.pairs is not None
-    assert column(close.pairs, "method A") == ["dhtm", "dhtm", "tome"]
-    assert column(close.pairs, "verdict") == ["undecided", "dhtm better", "tome better"]
+    assert column(close.pairs, "method A") == ["dhtm", "tome", "dhtm"]
+    assert column(close.pairs, "verdict") == ["dhtm better", "tome better", "undecided"]
     csv = pd.read_csv(StringIO(close.pairs.csv))
-    assert csv["difference"].tolist() == pytest.approx([1, 30, 29])
+    assert csv["difference"].tolist() == pytest.approx([30, 29, 1])
 
 
 def test_results_are_ranked_within_a_budget(close: Contents) -> None:

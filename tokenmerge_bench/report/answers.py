@@ -212,7 +212,7 @@ def _margin(track: Track) -> Answer:
     elif track.alone:
         short = f"{name} by {points}, undecided"
     else:
-        short = f"Undecided: {points}{' at most' if len(track.decidable) > 1 else ''}"
+        short = f"Undecided: {'leads up to ' if len(track.decidable) > 1 else ''}{points}"
     beyond = contest.beyond
     leads = [_lead(pair, "the next"), *([_lead(beyond, "the first that is told apart")] if beyond else [])]
     others = " Other budgets: see the table." if len(track.contests) > 1 else ""
@@ -238,7 +238,10 @@ def _significance(track: Track) -> Answer:
         return Answer(track.where, "Not tested", "There is nothing to test without two methods at the same FLOPs.")
     won = [contest for contest in track.decidable if len(contest.leaders) == 1]
     total = len(track.decidable)
-    short = "No" if not won else "Yes" if len(won) == total else f"At {len(won)} of {total} budgets"
+    if won:
+        short = "Yes" if len(won) == total else f"At {len(won)} of {total} budgets"
+    else:
+        short = "Not among the best" if _decided(track) else "No"
     pair = track.strongest.next
     assert pair is not None
     images = int(pair.ahead["n_images"])
@@ -259,13 +262,13 @@ def _significance(track: Track) -> Answer:
 
 
 def _decided(track: Track) -> str:
-    """Who is behind the best for certain, where the best are not told apart."""
+    """Who is significantly behind the best, where the best are not told apart."""
     found = [
         f"{listed([shown_name(row) for row in rows])} at {budget_words(contest)}"
         for contest in track.decidable
         if len(contest.leaders) > 1 and (rows := [row for row in contest.settings if row not in contest.leaders])
     ]
-    return f"Behind for certain: {'; '.join(found)}. " if found else ""
+    return f"Significantly behind: {'; '.join(found)}. " if found else ""
 
 
 def _rounded(count: int) -> int:
@@ -278,7 +281,9 @@ def _speed(track: Track, timings: Timings) -> Answer:
     settings = [setting for name in track.front for setting in track.settings_of(name)]
     timed = [(setting, timing) for setting in settings for timing in timings.of(setting)]
     if not timed:
-        return Answer(track.where, "Not measured", _rough(track, timings))
+        none = "No profile here has timed these settings" if timings else "This report was given no profile"
+        rough = "The sweep's own clock tells orders of magnitude only, and cannot decide."
+        return Answer(track.where, "Not measured", f"{none}. {rough}")
     ranked = sorted((timing for _, timing in timed), key=lambda timing: -timing.speedup.value)
     way, slowest = ranked[0].way, ranked[-1]
     fastest: dict[str, tuple[Setting, Timing]] = {}
@@ -298,18 +303,6 @@ def _speed(track: Track, timings: Timings) -> Answer:
         name = next(shown_name(setting) for setting, timing in timed if timing is slowest)
         detail += f" The slowest is {name}, {interval_words(slowest.speedup)} on {slowest.place}."
     return Answer(track.where, short, detail)
-
-
-def _rough(track: Track, timings: Timings) -> str:
-    """What the sweep's own clock says, for what it is worth."""
-    speeds = [setting["images_per_s"] for setting in track.settings_of(track.champion) if setting["images_per_s"] > 0]
-    said = ""
-    if speeds and track.unreduced is not None and track.unreduced["images_per_s"] > 0:
-        ratios = [speed / track.unreduced["images_per_s"] for speed in speeds]
-        low, high = f"{min(ratios):.2g}", f"{max(ratios):.2g}"
-        said = f" It gives {track.champion} {low if low == high else f'{low} to {high}'} times the unreduced speed."
-    none = "No profile here has timed these settings" if timings else "This report was given no profile"
-    return f"{none}. The sweep's own clock tells orders of magnitude only, and cannot decide.{said}"
 
 
 def _verdict(track: Track, contest: Contest, losses: dict[tuple[str, str, str], Interval], timings: Timings) -> Verdict:

@@ -109,7 +109,7 @@ def gather(folders: Sequence[Path], out: Path) -> Contents:
         looks=named_looks(results, drawn),
         plots=drawn,
         tables=[main, *_published(results), *_timed(results, profile)],
-        pairs=None if pairs.empty else data_table("pairs", pairs),
+        pairs=None if pairs.empty else data_table("pairs", _decided_first(pairs)),
         samples=samples(results),
         failures=main.notes,
         caveats=caveats(results, timings, found),
@@ -155,6 +155,10 @@ def _ranked(everything: pd.DataFrame) -> pd.DataFrame:
         **{name: pd.factorize(everything[name])[0] for name in ("model", "budget")}, top1=-everything["top1"]
     ).sort_values(["model", "budget", "top1"], kind="stable")
     return everything.loc[order.index]
+
+
+def _decided_first(pairs: pd.DataFrame) -> pd.DataFrame:
+    return pairs.sort_values("verdict", key=lambda verdict: verdict == "undecided", kind="stable")
 
 
 def _published(results: Results) -> list[DataTable]:
