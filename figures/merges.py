@@ -260,9 +260,8 @@ def panels(shown: Shown, run: Run, room: int) -> dict[int, Panel]:
     for column, heat in enumerate(heats(shown), start=room):
         values = heat.values[shown.runs.index(run)]
         if values is not None:
-            each = f"{100 * values.min():.2f} to {100 * values.max():.2f} % per patch"
             end = run.sites[-1].owner if run.sites else None
-            row[column] = Panel(heated(shown.picture, shown.grid, values), end, [heat.title, each])
+            row[column] = Panel(heated(shown.picture, shown.grid, values), end, [heat.title, extent(values)])
     return row
 
 
@@ -281,6 +280,12 @@ def heats(shown: Shown) -> list[Heat]:
         Heat(f"weights of token {shown.token}", [run.weights for run in shown.runs]),
     ]
     return [column for column in columns if any(values is not None for values in column.values)]
+
+
+def extent(values: PerCell) -> str:
+    """The smallest and the largest value of a patch."""
+    low, high = (f"{value:.2g}" for value in (values.min(), values.max()))
+    return f"{low} for every patch" if low == high else f"{low} to {high} per patch"
 
 
 def about(run: Run) -> list[str]:
@@ -307,7 +312,8 @@ def predicted(shown: Shown, run: Run) -> list[str]:
     """The prediction in at most two lines, marked where it is another than the unreduced model's."""
     if run.prediction is None:
         return []
-    text = f"{run.prediction.name} {100 * run.prediction.confidence:.1f} %"
+    wrong = ", wrong" if shown.truth and shown.truth != run.prediction.name else ""
+    text = f"{run.prediction.name} {100 * run.prediction.confidence:.1f} %{wrong}"
     return textwrap.wrap(f"{OTHER} {text}" if changed(shown, run) else text, 24)[:2]
 
 
@@ -318,7 +324,7 @@ def notes(shown: Shown, room: int) -> list[str]:
     patches = f"{across} x {rows} patches of {width // across} x {height // rows} pixels"
     lines = [shown.image, f"{shown.model}, weights {shown.weights}; {patches}"]
     if shown.truth:
-        lines.append(f"true class: {shown.truth}")
+        lines.append(f"true class: {shown.truth}; bold: predicted")
     lines.append("filled: patches that became one token, in their mean colour; lines: borders of tokens")
     if any(changed(shown, run) for run in shown.runs):
         lines.append(f"{OTHER} another class than the unreduced model's")

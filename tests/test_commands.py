@@ -192,7 +192,7 @@ def test_which_images_and_models_are_meant(
         (["own.toml", "--methods", "dhmt"], ["'dhmt'", "did you mean 'dhtm'"]),
         (["own.toml", "--k", "30"], ["k=30 is too many", "at most 18"]),
         (["own.toml", "--k", ""], ["--k", "empty list", "comma-separated"]),
-        (["own.toml", "--out", "file/out"], ["'file/out'", "Not a directory", "--out"]),
+        (["own.toml", "--out", "file/out"], ["'file/out'", "is a file, or lies in one", "--out"]),
     ],
 )
 def test_bad_experiments(
@@ -354,10 +354,10 @@ def edit_json(file: Path, **changes: Any) -> None:
         (["compare", "dhtm", "random", "stopped"], ["'stopped' is not finished", "give its command again"]),
         (["audit", "stopped"], ["'stopped' is not finished", "give its command again"]),
         (["tables", "newer"], ["'newer'", "tokenmerge-bench 9.1 in format 7", "update"]),
-        (["tables", "swept", "--out", "file"], ["'file' cannot be read or written", "File exists"]),
-        (["tables", "swept", "--out", "file/new"], ["'file/new' cannot be read or written", "Not a directory"]),
-        (["figures", "--only", "fig3", "--out", "file/new"], ["'file/new' cannot be read or written"]),
-        (["audit", "--out", "file/new"], ["'file/new' cannot be read or written"]),
+        (["tables", "swept", "--out", "file"], ["'file' is a file"]),
+        (["tables", "swept", "--out", "file/new"], ["'file/new' is a file, or lies in one"]),
+        (["figures", "--only", "fig3", "--out", "file/new"], ["'file/new' is a file, or lies in one"]),
+        (["audit", "--out", "file/new"], ["'file/new' is a file, or lies in one"]),
         (["figures", "swept", "elsewhere"], ["'swept' and 'elsewhere'", "different images", "12 images", "another"]),
         (["compare", "dhtm", "lotm", "swept", "elsewhere"], ["'swept' and 'elsewhere'", "different images"]),
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Command
 
 from tokenmerge_bench import published
 from tokenmerge_bench.budgets import Solver
@@ -41,6 +42,14 @@ def test_every_shipped_experiment_can_be_read(name: str) -> None:
     assert len(loaded.all_methods()) == len(loaded.methods)
     assert loaded.title
     assert set(loaded.shows) <= {*figure_names(), *table_names()}
+
+
+def test_the_help_of_sweep_says_what_the_default_is(tmbench: Command) -> None:
+    demo, said = load_experiment("demo"), " ".join(tmbench("sweep", "--help").out.split())
+    budgets = [f"{budget:g}" for budget in demo.budgets]
+    assert len(demo.methods) == 6
+    assert f"six methods at {', '.join(budgets[:-1])} and {budgets[-1]} of the FLOPs, {demo.limit} images" in said
+    assert f"{demo.seeds} seeds" in said
 
 
 def test_a_title_that_names_the_images_is_not_kept_for_others() -> None:

@@ -176,6 +176,8 @@ def test_a_torch_file_without_a_state_dict_is_refused(tmp_path: Path, content: o
 
 
 def test_unknown_names_are_answered_with_the_nearest() -> None:
+    with pytest.raises(InputError, match="did you mean 'deit_tiny_"):
+        build_model("deit_tinny")
     with pytest.raises(InputError, match="did you mean 'deit_tiny_patch16_224'"):
         load_model("deit_tiny_patch16_242", device=CPU)
     with pytest.raises(InputError, match=r"did you mean 'deit_tiny_patch16_224.fb_in1k'"):

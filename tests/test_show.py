@@ -7,6 +7,7 @@ import io
 import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -426,6 +427,20 @@ def test_columns_follow_the_methods_that_reduce_a_few_times(counts: list[int], c
     assert merges.columns(runs) == columns
 
 
+def test_a_wrong_prediction_is_called_so_where_the_class_is_known(three: Shown) -> None:
+    run = three.runs[0]
+    assert run.prediction is not None
+    for truth, wrong in (("", False), (run.prediction.name, False), ("another class", True)):
+        said = " ".join(merges.predicted(replace(three, truth=truth), run))
+        assert said.endswith("%, wrong") is wrong
+        assert "%" in said
+
+
+def test_the_extent_of_heat_is_told_and_whether_there_is_any() -> None:
+    assert merges.extent(np.array([0.001, 0.25])) == "0.001 to 0.25 per patch"
+    assert merges.extent(np.array([0.01101, 0.01099])) == "0.011 for every patch"
+
+
 def test_reductions_shown_are_evenly_spread_and_end_with_the_last() -> None:
     sites = [Site(block, 12 - block, np.zeros(1, dtype=np.int64)) for block in range(12)]
     assert [site.block for site in merges.sites_shown(sites, 3)] == [3, 7, 11]
@@ -618,7 +633,7 @@ def test_the_embedded_model_and_image_need_no_arguments_but_a_budget(tmbench: Co
         assert picture.format == "PNG"
     written = ElementTree.parse(tmp_path / "show" / "demo-30-merges.svg").iter()
     lines = ["".join(node.itertext()) for node in written if node.tag.endswith("}text")]
-    assert "true class: Bag" in lines
+    assert "true class: Bag; bold: predicted" in lines
     assert len([line for line in lines if line.startswith("Bag ")]) == 2  # the first picture is one the model knows
 
 

@@ -91,6 +91,8 @@ def _main() -> None:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "the disk is full; make room and give the same command again, finished work is kept."
+        elif isinstance(error, (FileExistsError, NotADirectoryError)) and error.filename:
+            remedy = f"'{error.filename}' is a file, or lies in one, where a folder is needed; give another path."
         else:
             what = f"'{error.filename}'" if error.filename else "a file"
             remedy = (
@@ -102,6 +104,6 @@ def _main() -> None:
 
 def _usage(error: Any) -> str:
     """What is wrong with flags or arguments, in one sentence."""
-    message = " ".join(error.format_message().split()).removesuffix(".")
+    message = " ".join(error.format_message().split()).replace("Value error, ", "").removesuffix(".")
     command = error.ctx.command_path if error.ctx else "tmbench"
     return f"{message} (`{command} --help` shows how)."

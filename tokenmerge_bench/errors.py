@@ -13,8 +13,13 @@ class CountingError(RuntimeError):
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """`" (did you mean 'x'?)"` for the known name closest to `word`, or an empty string."""
+    """`" (did you mean 'x'?)"` for the known name that begins or is most like `word`, or an empty string."""
     import difflib
 
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" (did you mean '{close[0]}'?)" if close else ""
+    beginnings = [name[: len(word)] for name in known]
+    close = difflib.get_close_matches(word, [*known, *beginnings], n=1, cutoff=0.5)
+    if not close:
+        return ""
+    begun = [name for name, beginning in zip(known, beginnings, strict=True) if beginning == close[0]]
+    found = close[0] if close[0] in known else min(begun, key=len)
+    return f" (did you mean '{found}'?)"

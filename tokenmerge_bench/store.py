@@ -107,8 +107,10 @@ class Folder:
             self._claim(dict(evaluation), dict(points), fresh)
         except OSError as error:
             self.close()
+            is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+            why = "it is a file, or lies in one" if is_file else error.strerror or error
             raise InputError(
-                f"results folder '{path}' cannot be written ({error.strerror or error}); give another one with --out."
+                f"results folder '{path}' cannot be written ({why}); give another one with --out."
             ) from error
         except BaseException:
             self.close()

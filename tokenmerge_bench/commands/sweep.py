@@ -27,7 +27,11 @@ def sweep(
     experiment: Annotated[
         str,
         option(
-            "A shipped experiment or a TOML file; the other flags override it.", "NAME", COMPARED, completion.experiment
+            "A shipped experiment or a TOML file, which the other flags override. The default: six methods at 0.7, 0.5 "
+            "and 0.4 of the FLOPs, 400 images, 3 seeds.",
+            "NAME",
+            COMPARED,
+            completion.experiment,
         ),
     ] = "demo",
     plugin: Plugins = None,
