@@ -509,6 +509,12 @@ class TestParetoFront:
     def test_points_with_nan_are_left_out_and_beat_nothing(self) -> None:
         assert pareto_front([1.0, 2.0, 0.0, math.nan], [5.0, 6.0, math.nan, 9.0]).tolist() == [True, True, False, False]
 
+    def test_costs_that_are_nearly_equal_are_equal(self) -> None:
+        assert pareto_front([100.0, 100.9, 100.9, 110.0], [5.0, 6.0, 4.0, 6.0], 0.01).tolist() == [
+            False, True, False, False,
+        ]  # fmt: skip
+        assert pareto_front([100.0, 100.9], [5.0, 5.0], 0.01).tolist() == [True, True]
+
     def test_duplicates_both_stay(self) -> None:
         assert pareto_front([1.0, 1.0, 2.0], [5.0, 5.0, 5.0]).tolist() == [True, True, False]
 

@@ -298,14 +298,15 @@ def interpolated_difference(
     return _curves_apart(curve_a, curve_b, there, 1.0, level, resamples, seed)
 
 
-def pareto_front(cost: Numbers, value: Numbers) -> npt.NDArray[np.bool_]:
-    """Which of the points (P,) no other one beats: none costs at most as much, is worth at least as much and differs.
+def pareto_front(cost: Numbers, value: Numbers, equal: float = 0.0) -> npt.NDArray[np.bool_]:
+    """Which of the points (P,) no other one beats: none is worth more at the same cost or less, or as much at less.
 
-    Equal points stay or go together. Points with nan are never on the front.
+    Costs are the same that differ by at most the fraction `equal` of the lower one. Points of equal worth and cost stay
+    or go together. Points with nan are never on the front.
     """
     c, v = np.asarray(cost, dtype=float), np.asarray(value, dtype=float)
-    as_good = (c <= c[:, None]) & (v >= v[:, None])
-    better = as_good & ((c < c[:, None]) | (v > v[:, None]))
+    no_dearer, cheaper = c <= c[:, None] * (1 + equal), c * (1 + equal) < c[:, None]
+    better = (no_dearer & (v > v[:, None])) | (cheaper & (v >= v[:, None]))
     front: npt.NDArray[np.bool_] = ~better.any(axis=1) & ~np.isnan(c) & ~np.isnan(v)
     return front
 

@@ -16,6 +16,7 @@ import pandas as pd
 from tokenmerge_bench import published
 from tokenmerge_bench.compare import (
     ALPHA,
+    EQUAL_FLOPS,
     Setting,
     adjusted,
     equally_accurate,
@@ -107,7 +108,7 @@ def results_table(results: Results, found: Sequence[Contest] | None = None) -> p
 
     `best` and `tied` (with the best; paired test, Holm's correction over all pairs of the table) are among the methods
     at one budget, trained ones apart, if their GFLOPs agree to 1 %: k merges in other layers are not the same cost.
-    `pareto` says that no other setting of the model costs as little and is as accurate.
+    `pareto` says that no other setting of the model is more accurate at equal cost or less, or as accurate at less.
 
     Args:
         results: opened results folders.
@@ -126,7 +127,8 @@ def results_table(results: Results, found: Sequence[Contest] | None = None) -> p
         for setting in settings
     ]
     for positions in _grouped([row["model"] for row in rows]):
-        front = pareto_front(*([rows[i][column] for i in positions] for column in ("gflops", "top1")))
+        gflops, top1 = ([rows[i][column] for i in positions] for column in ("gflops", "top1"))
+        front = pareto_front(gflops, top1, EQUAL_FLOPS)
         for position, on_front in zip(positions, front, strict=True):
             rows[position]["pareto"] = bool(on_front)
     _mark(rows, settings, contests(results) if found is None else found)
