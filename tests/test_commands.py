@@ -287,7 +287,7 @@ def test_tables_and_figures_need_no_model(
         "table   swept/table1.md (also csv, tex)",
         "table   swept/results_table.md (also csv, tex)",
     ]
-    assert done.err.startswith("tmbench: table 2 compares methods at 0.7 of the FLOPs")
+    assert done.err.startswith("tmbench: table2 is left out: table 2 compares methods at 0.7 of the FLOPs")
     assert done.err.count("\n") == 1
     done = tmbench("figures", "swept", "--only", "fig4, fig1", "--formats", "svg,png,svg", "--out", "my figures/new")
     assert (done.code, done.err) == (0, "")

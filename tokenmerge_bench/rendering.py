@@ -130,8 +130,8 @@ LAYOUTS = {
         blocks=2,
         legend="**Bold**: highest accuracy at its budget, only among settings within 1 % of each other's GFLOPs (where "
         "those of a budget differ by more, none is marked). †: cannot be told from it (paired test, Holm's correction "
-        "over all pairs of the table, 5 %). Front: no other setting of the model is as cheap and more accurate, or cheaper "
-        "and as accurate.",
+        "over all pairs of the table, 5 %). Front: no other setting of the model is as cheap and more accurate, or "
+        "cheaper and as accurate.",
     ),
     "compare": Layout(
         "Comparison",

@@ -92,6 +92,8 @@ def _products(
     if target is None:
         raise InputError(f"{only} needs no results but a folder to write to; name one with --out.")
     paths, reasons = make(open_results(folders) if folders else None, wanted or known, target, formats or FORMATS)
+    if paths and not wanted:  # nobody asked for these in particular
+        reasons = {name: f"{name} is left out: {reason}" for name, reason in reasons.items()}
     _tell(paths, reasons, as_json)
     if reasons and (wanted or not paths):
         raise typer.Exit(2)
