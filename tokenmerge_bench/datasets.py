@@ -20,10 +20,7 @@ __all__ = ["dataset_layouts", "open_dataset", "split_folders"]
 
 _LAYOUTS = (
     ("demo", "10,000 test images of Fashion-MNIST, inside the package, for deit_micro_patch2_28"),
-    (
-        "DIR",
-        "one folder of images per class: ImageNet by WordNet id (n01440764, ...), or your own, numbered in order",
-    ),
+    ("DIR", "one folder of images per class: ImageNet by WordNet id (n01440764, ...), or your own, numbered in order"),
     ("DIR", "a folder that holds val/, validation/ or test/ of one of the other layouts; --split takes another part"),
     ("DIR", "ImageNet's flat validation folder, with val.txt, LOC_val_solution.csv or the devkit's files beside it"),
     ("FILE.tar", "an uncompressed archive of class folders, or of ImageNet's flat validation folder"),

@@ -151,6 +151,13 @@ EXAMPLES: dict[str, list[Example]] = {
             "what the command above wrote",
         ),
         Example(
+            "A few images of your own, with keys of the recipe changed",
+            "tmbench train --recipe demo_finetune --method tome --budget 0.7 \\\n"
+            "  --dataset my_images --set epochs=3 --set holdout=0 \\\n"
+            "  --set batch_size=16 --out runs/mine",
+            "class folders in my_images/train/",
+        ),
+        Example(
             "DeiT-Small on eight GPUs",
             "torchrun --nproc-per-node 8 -m tokenmerge_bench train \\\n"
             "  --model deit_small_patch16_224 --method sit --budget 0.7 \\\n"
