@@ -134,7 +134,7 @@ def test_without_significance_the_number_of_images_that_it_would_take_is_told(
 ) -> None:
     needed = compare(close_results, "dhtm", "tome").pairs["images_needed"].iloc[0]
     found = answer(close, "significant")
-    assert found.short == "Not among the best"
+    assert found.short == "No, but some are worse"
     assert "Significantly behind: random at 30 % fewer FLOPs." in found.detail
     assert "100 images cannot tell the best methods apart here" in found.detail
     assert needed == 783

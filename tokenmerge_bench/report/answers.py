@@ -241,7 +241,7 @@ def _significance(track: Track) -> Answer:
     if won:
         short = "Yes" if len(won) == total else f"At {len(won)} of {total} budgets"
     else:
-        short = "Not among the best" if _decided(track) else "No"
+        short = "No, but some are worse" if _decided(track) else "No"
     pair = track.strongest.next
     assert pair is not None
     images = int(pair.ahead["n_images"])
@@ -282,7 +282,7 @@ def _speed(track: Track, timings: Timings) -> Answer:
     timed = [(setting, timing) for setting in settings for timing in timings.of(setting)]
     if not timed:
         none = "No profile here has timed these settings" if timings else "This report was given no profile"
-        rough = "The sweep's own clock tells orders of magnitude only, and cannot decide."
+        rough = "The sweep's own clock tells orders of magnitude only, and cannot decide; `tmbench profile` does."
         return Answer(track.where, "Not measured", f"{none}. {rough}")
     ranked = sorted((timing for _, timing in timed), key=lambda timing: -timing.speedup.value)
     way, slowest = ranked[0].way, ranked[-1]
